@@ -1,0 +1,1 @@
+"""gRPC as Everstep speaks it: channel and server options, errors on the wire, serving."""
