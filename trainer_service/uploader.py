@@ -1,0 +1,191 @@
+"""From slot to store: one checkpoint at a time, without a copy of the whole."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from checkpoint_store.blobs import BlobStore
+from checkpoint_store.checkpoints import CheckpointDraft, CommittedCheckpoint, commit_checkpoint
+from everstep.errors import EverstepError, Reason
+from everstep.training.v1.checkpoint_pb2 import Checkpoint, CheckpointReference, CheckpointTrigger
+from everstep.training.v1.progress_pb2 import (
+    CheckpointCommitted,
+    CheckpointDelayed,
+    TrainingProgress,
+)
+from trainer_service.child.pipe import SnapshotTaken
+from trainer_service.progress import AttemptProgress
+from trainer_service.slots import MemorySlots
+
+_log = structlog.get_logger(__name__)
+
+#: These are never given up while the store may come back: training has no later state to save.
+LAST_TRIGGERS = frozenset({"CANCELLATION", "FINAL", "FAILURE", "SHUTDOWN"})
+
+
+@dataclass(frozen=True)
+class UploadContext:
+    """What a checkpoint says of the training that it belongs to."""
+
+    operation_id: str
+    attempt: int
+    strategy: dict[str, Any]
+    strategy_digest: str
+    #: The manifest that this attempt went on from.
+    parent: str | None
+
+
+class Uploader:
+    """Makes checkpoints of snapshots, in the order they were taken.
+
+    Args:
+        released: Called when a snapshot's slot may be written again, with whether it was stored.
+    """
+
+    def __init__(
+        self,
+        store: BlobStore,
+        slots: MemorySlots,
+        progress: AttemptProgress,
+        context: UploadContext,
+        released: Callable[[int, bool], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._slots = slots
+        self._progress = progress
+        self._context = context
+        self._released = released
+        self._uploads: asyncio.Queue[SnapshotTaken] = asyncio.Queue()
+        self._runner: asyncio.Task[None] | None = None
+        self._parent = context.parent
+        #: The newest checkpoint of this attempt.
+        self.committed: Checkpoint | None = None
+        #: Why the newest snapshot could not be stored; None when it was.
+        self.error: EverstepError | None = None
+
+    def submit(self, snapshot: SnapshotTaken) -> None:
+        """Takes a snapshot; training goes on meanwhile."""
+        self._uploads.put_nowait(snapshot)
+        if self._runner is None:
+            self._runner = asyncio.create_task(self._run())
+
+    async def drain(self) -> None:
+        """Waits until every snapshot taken so far is stored or given up."""
+        await self._uploads.join()
+
+    async def close(self) -> None:
+        """Gives up what is not stored yet."""
+        if self._runner is not None:
+            self._runner.cancel()
+            await asyncio.gather(self._runner, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            snapshot = await self._uploads.get()
+            stored = False
+            try:
+                stored = await self._upload(snapshot)
+            except EverstepError as error:
+                self.error = error
+            except Exception as error:
+                _log.exception("upload failed", operation_id=self._context.operation_id)
+                self.error = EverstepError(Reason.INTERNAL, f"the upload failed: {error}")
+            finally:
+                self._uploads.task_done()
+            await self._released(snapshot.content.slot, stored)
+
+    async def _upload(self, snapshot: SnapshotTaken) -> bool:
+        """Stores one snapshot; a last one is tried until the store is back."""
+        while True:
+            began = time.monotonic()
+            try:
+                committed = await asyncio.to_thread(self._commit, snapshot)
+            except EverstepError as error:
+                await self._delayed(snapshot, error)
+                last = snapshot.trigger in LAST_TRIGGERS
+                if last and error.reason is Reason.STORE_UNAVAILABLE:
+                    continue
+                raise
+            self.error = None
+            self._parent = committed.manifest_key
+            self.committed = checkpoint_message(committed)
+            await self._progress.publish(
+                TrainingProgress(
+                    checkpoint_committed=CheckpointCommitted(
+                        checkpoint=self.committed,
+                        stall_seconds=snapshot.stall_seconds,
+                        upload_seconds=time.monotonic() - began,
+                    )
+                )
+            )
+            return True
+
+    async def _delayed(self, snapshot: SnapshotTaken, error: EverstepError) -> None:
+        _log.warning("checkpoint not stored", reason=error.reason, message=error.message)
+        await self._progress.publish(
+            TrainingProgress(
+                checkpoint_delayed=CheckpointDelayed(
+                    trigger=CheckpointTrigger.Value(f"CHECKPOINT_TRIGGER_{snapshot.trigger}"),
+                    step=snapshot.step,
+                    reason=error.reason.value,
+                    message=error.message,
+                )
+            )
+        )
+
+    def _commit(self, snapshot: SnapshotTaken) -> CommittedCheckpoint:
+        draft = CheckpointDraft(
+            checkpoint_id=f"ck-{snapshot.step}-{secrets.token_hex(5)}",
+            operation_id=self._context.operation_id,
+            attempt=self._context.attempt,
+            epoch=snapshot.epoch,
+            step=snapshot.step,
+            trigger=snapshot.trigger,
+            create_time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            parent=self._parent,
+            blobs=tuple((blob.kind, blob.offset, blob.length) for blob in snapshot.content.blobs),
+            state=snapshot.content.state,
+            metrics=snapshot.metrics,
+            monitor=snapshot.monitor,
+            monitor_value=snapshot.monitor_value,
+            strategy=self._context.strategy,
+            strategy_digest=self._context.strategy_digest,
+            data_digest=snapshot.data_digest,
+            fingerprint=snapshot.fingerprint,
+        )
+        with self._slots.view(snapshot.content.slot) as memory:
+            return commit_checkpoint(self._store, draft, memory)
+
+
+def checkpoint_message(committed: CommittedCheckpoint) -> Checkpoint:
+    """A committed checkpoint in the contract's words."""
+    manifest = committed.manifest
+    message = Checkpoint(
+        reference=CheckpointReference(
+            checkpoint_id=manifest.checkpoint_id,
+            manifest_key=committed.manifest_key,
+            manifest_digest=committed.manifest_digest,
+        ),
+        operation_id=manifest.operation_id,
+        attempt=manifest.attempt,
+        epoch=manifest.epoch,
+        step=manifest.step,
+        trigger=CheckpointTrigger.Value(f"CHECKPOINT_TRIGGER_{manifest.trigger}"),
+        logical_bytes=manifest.logical_bytes,
+        uploaded_bytes=committed.uploaded_bytes,
+        digests=manifest.digests,
+        metrics=manifest.metrics,
+        monitor=manifest.monitor,
+    )
+    message.create_time.FromJsonString(manifest.create_time)
+    if manifest.monitor_value is not None:
+        message.monitor_value = manifest.monitor_value
+    return message
