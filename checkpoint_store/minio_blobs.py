@@ -1,0 +1,345 @@
+"""The store that is a bucket of MinIO, or of any other server that speaks S3."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import islice
+from typing import BinaryIO, Final, TypeVar, cast
+from xml.etree.ElementTree import ParseError
+
+import certifi
+import urllib3
+from minio import Minio
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    stop_before_delay,
+    wait_exponential_jitter,
+)
+from urllib3.exceptions import HTTPError, IncompleteRead, LocationParseError, SSLError
+
+from checkpoint_store.blobs import (
+    BlobInfo,
+    BlobStore,
+    blob_not_found,
+    check_key,
+    check_prefix,
+    wrong_size,
+)
+from checkpoint_store.digests import Buffer
+from everstep.errors import EverstepError, Reason
+
+Result = TypeVar("Result")
+
+CONNECT_TIMEOUT_SECONDS: Final = 5.0
+#: Without a byte from the server.
+READ_TIMEOUT_SECONDS: Final = 60.0
+DEFAULT_RETRY_SECONDS: Final = 60.0
+#: Up to here an object is one PUT: atomic, and nothing is left over when it is cut off.
+SINGLE_PUT_BYTES: Final = 128 * 1024 * 1024
+#: The parts of a larger object; one at a time is copied.
+PART_BYTES: Final = 64 * 1024 * 1024
+_MIN_PART_BYTES: Final = 5 * 1024 * 1024
+#: Read at a time: small enough that the copy stays in the processor's cache.
+_CHUNK_BYTES: Final = 256 * 1024
+#: Objects in one answer to a listing.
+_PAGE_OBJECTS: Final = 1000
+_CONNECTIONS: Final = 16
+
+_NO_OBJECT: Final = frozenset({"NoSuchKey", "NoSuchObject", "ResourceNotFound"})
+_DENIED: Final = frozenset(
+    {
+        "AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId",
+        "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "XMinioInvalidIAMCredentials",
+    }
+)  # fmt: skip
+_MAY_GET_BETTER: Final = frozenset(
+    {
+        "SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "ServiceUnavailable",
+        "RequestTimeout", "RequestTimeoutException", "Throttling", "TooManyRequests",
+        "IncompleteBody", "OperationAborted", "ServerBusy", "XMinioServerNotInitialized",
+    }
+)  # fmt: skip
+_HTTP_TOO_MANY: Final = 429
+_HTTP_SERVER_ERROR: Final = 500
+_HTTP_NOT_IMPLEMENTED: Final = 501
+
+
+class IncompletePutError(Exception):
+    """The server took an object and then showed another size for it."""
+
+
+class MinioBlobStore(BlobStore):
+    """A bucket, over the `minio` client; retried here, and nowhere below.
+
+    Retried is what may go better: broken connections, time-outs, 5xx, SlowDown.
+
+    Args:
+        endpoint: host:port.
+        bucket: `check` makes it when it is missing.
+        access_key: Empty: no credentials are sent.
+        secret_key: Beside the access key.
+        secure: https instead of http.
+        region: As the bucket's.
+        retry_seconds: No new try begins this long after the first; 0: one try.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        bucket: str,
+        access_key: str = "",
+        secret_key: str = "",
+        *,
+        secure: bool = False,
+        region: str = "us-east-1",
+        retry_seconds: float = DEFAULT_RETRY_SECONDS,
+    ) -> None:
+        self._endpoint = endpoint
+        self._bucket = bucket
+        self._url = f"s3+{'https' if secure else 'http'}://{endpoint}/{bucket}"
+        self._retry_seconds = retry_seconds
+        pool = urllib3.PoolManager(
+            num_pools=2,
+            maxsize=_CONNECTIONS,
+            timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_SECONDS, read=READ_TIMEOUT_SECONDS),
+            retries=urllib3.Retry(total=False),
+            cert_reqs="CERT_REQUIRED",
+            ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
+        )
+        try:
+            self._client = Minio(
+                endpoint,
+                access_key=access_key or None,
+                secret_key=secret_key if access_key else None,
+                secure=secure,
+                region=region,
+                http_client=pool,
+            )
+        except ValueError as error:
+            raise EverstepError(
+                Reason.STORE_MISCONFIGURED,
+                f"{self._url} is no address of an object store ({error}); "
+                "write s3+http://host:port/bucket",
+            ) from None
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    def check(self) -> None:
+        def make_bucket_if_missing() -> None:
+            if self._client.bucket_exists(self._bucket):
+                return
+            try:
+                self._client.make_bucket(self._bucket)
+            except S3Error as error:
+                if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                    raise
+
+        self._retried(make_bucket_if_missing)
+
+    def put(self, key: str, data: Buffer) -> None:
+        check_key(key)
+        with memoryview(data) as view, view.cast("B") as content:
+            self._retried(lambda: self._put_once(key, content))
+
+    def stat(self, key: str) -> BlobInfo | None:
+        check_key(key)
+        return self._retried(lambda: self._stat_once(key))
+
+    def get(self, key: str) -> bytes:
+        check_key(key)
+
+        def get_once() -> bytes:
+            response = self._client.get_object(self._bucket, key)
+            try:
+                return response.read()
+            finally:
+                response.close()
+                response.release_conn()
+
+        return self._retried(get_once, key)
+
+    def read_into(self, key: str, target: memoryview) -> None:
+        check_key(key)
+        self._retried(lambda: self._read_once(key, target), key)
+
+    def list(self, prefix: str) -> Iterator[BlobInfo]:
+        check_prefix(prefix)
+        last: str | None = None
+        while True:
+            page = self._retried(partial(self._page, prefix, last))
+            yield from (info for info in page if not info.key.endswith("/"))
+            if len(page) < _PAGE_OBJECTS:
+                return
+            last = page[-1].key
+
+    def delete(self, key: str) -> None:
+        check_key(key)
+
+        def delete_once() -> None:
+            try:
+                self._client.remove_object(self._bucket, key)
+            except S3Error as error:
+                if error.code not in _NO_OBJECT:
+                    raise
+
+        self._retried(delete_once)
+
+    def download_url(self, key: str, expires: timedelta) -> str:
+        """A presigned GET; made here, without asking the server."""
+        check_key(key)
+        return self._retried(
+            lambda: self._client.presigned_get_object(self._bucket, key, expires=expires)
+        )
+
+    def _put_once(self, key: str, content: memoryview) -> None:
+        length = len(content)
+        part_size = PART_BYTES
+        if length <= SINGLE_PUT_BYTES:
+            part_size = max(length, _MIN_PART_BYTES)
+        self._client.put_object(
+            self._bucket,
+            key,
+            cast(BinaryIO, _MemoryReader(content)),
+            length,
+            part_size=part_size,
+            num_parallel_uploads=1,
+        )
+        stored = self._stat_once(key)
+        if stored is None or stored.size != length:
+            raise IncompletePutError(f"{key} did not arrive whole")
+
+    def _stat_once(self, key: str) -> BlobInfo | None:
+        try:
+            found = self._client.stat_object(self._bucket, key)
+        except S3Error as error:
+            if error.code in _NO_OBJECT:
+                return None
+            raise
+        return BlobInfo(key, found.size or 0, _utc(found.last_modified))
+
+    def _read_once(self, key: str, target: memoryview) -> None:
+        response = self._client.get_object(self._bucket, key)
+        whole = False
+        try:
+            length = int(response.headers.get("Content-Length", len(target)))
+            if length != len(target):
+                raise wrong_size(key, len(target), length)
+            position = 0
+            while position < length:
+                with target[position : position + _CHUNK_BYTES] as chunk:
+                    count = response.readinto(chunk)
+                if count == 0:
+                    raise IncompleteRead(position, length - position)
+                position += count
+            whole = True
+        finally:
+            if not whole:
+                response.close()
+            response.release_conn()
+
+    def _page(self, prefix: str, after: str | None) -> tuple[BlobInfo, ...]:
+        objects = self._client.list_objects(
+            self._bucket, prefix=prefix or None, recursive=True, start_after=after
+        )
+        return tuple(
+            BlobInfo(found.object_name or "", found.size or 0, _utc(found.last_modified))
+            for found in islice(objects, _PAGE_OBJECTS)
+        )
+
+    def _retried(self, call: Callable[[], Result], key: str = "") -> Result:
+        """The call's result, after as many tries as `retry_seconds` allow."""
+        retrying = Retrying(
+            retry=retry_if_exception(_may_get_better),
+            wait=wait_exponential_jitter(initial=0.1, max=5, jitter=0.2),
+            stop=stop_before_delay(self._retry_seconds),
+            reraise=True,
+        )
+        try:
+            return retrying(call)
+        except (MinioException, HTTPError, OSError, IncompletePutError, ParseError) as error:
+            raise self._error(error, key) from error
+        except ValueError as error:
+            raise self._misconfigured(str(error)) from error
+
+    def _error(self, error: Exception, key: str) -> EverstepError:
+        if isinstance(error, S3Error):
+            if error.code in _NO_OBJECT and key:
+                return blob_not_found(key, self.url)
+            if error.code == "NoSuchBucket":
+                return self._misconfigured("there is no such bucket; start the service again")
+            if error.code in _DENIED:
+                return EverstepError(
+                    Reason.STORE_ACCESS_DENIED,
+                    f"{self.url} refuses the credentials ({error.code}); check "
+                    "EVERSTEP_STORE_ACCESS_KEY, EVERSTEP_STORE_SECRET_KEY and the bucket's policy",
+                )
+            if not _may_get_better(error):
+                return self._misconfigured(f"{error.code}: {error.message}")
+        if isinstance(error, SSLError | ParseError) or not _may_get_better(error):
+            return self._misconfigured(str(error))
+        return EverstepError(
+            Reason.STORE_UNAVAILABLE,
+            f"the object store {self.url} does not answer as it should "
+            f"({_summary(error)}); check that it runs and that EVERSTEP_STORE_URL is right",
+        )
+
+    def _misconfigured(self, detail: str) -> EverstepError:
+        line = " ".join(detail.split())[:200]
+        return EverstepError(
+            Reason.STORE_MISCONFIGURED,
+            f"the object store {self.url} cannot be used ({line}); check EVERSTEP_STORE_URL and "
+            "EVERSTEP_STORE_REGION",
+        )
+
+
+class _MemoryReader(io.RawIOBase):
+    """What minio reads an object from: only the part it asks for is copied."""
+
+    def __init__(self, content: memoryview) -> None:
+        super().__init__()
+        self._content = content
+        self._position = 0
+
+    def read(self, size: int = -1) -> bytes:
+        end = len(self._content) if size < 0 else self._position + size
+        part = bytes(self._content[self._position : end])
+        self._position += len(part)
+        return part
+
+
+def _may_get_better(error: BaseException) -> bool:
+    if isinstance(error, S3Error):
+        status = error.response.status
+        return error.code in _MAY_GET_BETTER or (
+            status >= _HTTP_SERVER_ERROR and status != _HTTP_NOT_IMPLEMENTED
+        )
+    if isinstance(error, ServerError):
+        return _is_server_error(error.status_code)
+    if isinstance(error, InvalidResponseError):
+        return _is_server_error(error._code)
+    if isinstance(error, SSLError | LocationParseError):
+        return False
+    return isinstance(error, HTTPError | OSError | IncompletePutError)
+
+
+def _is_server_error(status: int) -> bool:
+    return status >= _HTTP_SERVER_ERROR or status == _HTTP_TOO_MANY
+
+
+def _summary(error: Exception) -> str:
+    """One short line, without the names of Python objects that urllib3 puts before it."""
+    text = " ".join(str(error).split())
+    return re.split(r"[>)]: ", text)[-1][:160] or type(error).__name__
+
+
+def _utc(moment: datetime | None) -> datetime:
+    return moment.astimezone(UTC) if moment is not None else datetime.fromtimestamp(0, UTC)
