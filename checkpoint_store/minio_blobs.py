@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -15,24 +14,29 @@ from xml.etree.ElementTree import ParseError
 import certifi
 import urllib3
 from minio import Minio
-from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from minio.error import MinioException, S3Error
 from tenacity import (
     Retrying,
     retry_if_exception,
     stop_before_delay,
     wait_exponential_jitter,
 )
-from urllib3.exceptions import HTTPError, IncompleteRead, LocationParseError, SSLError
+from urllib3.exceptions import HTTPError, IncompleteRead
 
 from checkpoint_store.blobs import (
     BlobInfo,
     BlobStore,
-    blob_not_found,
     check_key,
     check_prefix,
     wrong_size,
 )
 from checkpoint_store.digests import Buffer
+from checkpoint_store.s3_errors import (
+    NO_OBJECT,
+    IncompletePutError,
+    may_get_better,
+    store_error,
+)
 from everstep.errors import EverstepError, Reason
 
 Result = TypeVar("Result")
@@ -51,28 +55,9 @@ _CHUNK_BYTES: Final = 256 * 1024
 #: Objects in one answer to a listing.
 _PAGE_OBJECTS: Final = 1000
 _CONNECTIONS: Final = 16
-
-_NO_OBJECT: Final = frozenset({"NoSuchKey", "NoSuchObject", "ResourceNotFound"})
-_DENIED: Final = frozenset(
-    {
-        "AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId",
-        "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "XMinioInvalidIAMCredentials",
-    }
+_CALL_ERRORS: Final = (
+    MinioException, HTTPError, OSError, ValueError, IncompletePutError, ParseError,
 )  # fmt: skip
-_MAY_GET_BETTER: Final = frozenset(
-    {
-        "SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "ServiceUnavailable",
-        "RequestTimeout", "RequestTimeoutException", "Throttling", "TooManyRequests",
-        "IncompleteBody", "OperationAborted", "ServerBusy", "XMinioServerNotInitialized",
-    }
-)  # fmt: skip
-_HTTP_TOO_MANY: Final = 429
-_HTTP_SERVER_ERROR: Final = 500
-_HTTP_NOT_IMPLEMENTED: Final = 501
-
-
-class IncompletePutError(Exception):
-    """The server took an object and then showed another size for it."""
 
 
 class MinioBlobStore(BlobStore):
@@ -188,7 +173,7 @@ class MinioBlobStore(BlobStore):
             try:
                 self._client.remove_object(self._bucket, key)
             except S3Error as error:
-                if error.code not in _NO_OBJECT:
+                if error.code not in NO_OBJECT:
                     raise
 
         self._retried(delete_once)
@@ -221,7 +206,7 @@ class MinioBlobStore(BlobStore):
         try:
             found = self._client.stat_object(self._bucket, key)
         except S3Error as error:
-            if error.code in _NO_OBJECT:
+            if error.code in NO_OBJECT:
                 return None
             raise
         return BlobInfo(key, found.size or 0, _utc(found.last_modified))
@@ -258,47 +243,15 @@ class MinioBlobStore(BlobStore):
     def _retried(self, call: Callable[[], Result], key: str = "") -> Result:
         """The call's result, after as many tries as `retry_seconds` allow."""
         retrying = Retrying(
-            retry=retry_if_exception(_may_get_better),
+            retry=retry_if_exception(may_get_better),
             wait=wait_exponential_jitter(initial=0.1, max=5, jitter=0.2),
             stop=stop_before_delay(self._retry_seconds),
             reraise=True,
         )
         try:
             return retrying(call)
-        except (MinioException, HTTPError, OSError, IncompletePutError, ParseError) as error:
-            raise self._error(error, key) from error
-        except ValueError as error:
-            raise self._misconfigured(str(error)) from error
-
-    def _error(self, error: Exception, key: str) -> EverstepError:
-        if isinstance(error, S3Error):
-            if error.code in _NO_OBJECT and key:
-                return blob_not_found(key, self.url)
-            if error.code == "NoSuchBucket":
-                return self._misconfigured("there is no such bucket; start the service again")
-            if error.code in _DENIED:
-                return EverstepError(
-                    Reason.STORE_ACCESS_DENIED,
-                    f"{self.url} refuses the credentials ({error.code}); check "
-                    "EVERSTEP_STORE_ACCESS_KEY, EVERSTEP_STORE_SECRET_KEY and the bucket's policy",
-                )
-            if not _may_get_better(error):
-                return self._misconfigured(f"{error.code}: {error.message}")
-        if isinstance(error, SSLError | ParseError) or not _may_get_better(error):
-            return self._misconfigured(str(error))
-        return EverstepError(
-            Reason.STORE_UNAVAILABLE,
-            f"the object store {self.url} does not answer as it should "
-            f"({_summary(error)}); check that it runs and that EVERSTEP_STORE_URL is right",
-        )
-
-    def _misconfigured(self, detail: str) -> EverstepError:
-        line = " ".join(detail.split())[:200]
-        return EverstepError(
-            Reason.STORE_MISCONFIGURED,
-            f"the object store {self.url} cannot be used ({line}); check EVERSTEP_STORE_URL and "
-            "EVERSTEP_STORE_REGION",
-        )
+        except _CALL_ERRORS as error:
+            raise store_error(error, self.url, key) from error
 
 
 class _MemoryReader(io.RawIOBase):
@@ -314,31 +267,6 @@ class _MemoryReader(io.RawIOBase):
         part = bytes(self._content[self._position : end])
         self._position += len(part)
         return part
-
-
-def _may_get_better(error: BaseException) -> bool:
-    if isinstance(error, S3Error):
-        status = error.response.status
-        return error.code in _MAY_GET_BETTER or (
-            status >= _HTTP_SERVER_ERROR and status != _HTTP_NOT_IMPLEMENTED
-        )
-    if isinstance(error, ServerError):
-        return _is_server_error(error.status_code)
-    if isinstance(error, InvalidResponseError):
-        return _is_server_error(error._code)
-    if isinstance(error, SSLError | LocationParseError):
-        return False
-    return isinstance(error, HTTPError | OSError | IncompletePutError)
-
-
-def _is_server_error(status: int) -> bool:
-    return status >= _HTTP_SERVER_ERROR or status == _HTTP_TOO_MANY
-
-
-def _summary(error: Exception) -> str:
-    """One short line, without the names of Python objects that urllib3 puts before it."""
-    text = " ".join(str(error).split())
-    return re.split(r"[>)]: ", text)[-1][:160] or type(error).__name__
 
 
 def _utc(moment: datetime | None) -> datetime:

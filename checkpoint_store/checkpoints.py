@@ -1,0 +1,252 @@
+"""Checkpoints: from memory to the store, blobs first and the manifest last; and back, verified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from checkpoint_store.blob_upload import BlobUpload, MemoryBlob
+from checkpoint_store.blobs import BlobStore
+from checkpoint_store.digests import (
+    blob_digest,
+    blob_key,
+    json_digest,
+    kind_digest,
+    tensor_digest,
+)
+from checkpoint_store.manifest import BlobEntry, Manifest, TensorEntry, manifest_key
+from checkpoint_store.manifest_reading import corrupt, read_manifest
+from checkpoint_store.parallel import in_parallel
+from checkpoint_store.safetensors_layout import align, parse_header
+from everstep.errors import EverstepError, Reason
+
+__all__ = [
+    "CheckpointDraft",
+    "CommittedCheckpoint",
+    "MemoryBlob",
+    "commit_checkpoint",
+    "read_manifest",
+    "restore_blobs",
+    "restored_bytes",
+    "state_digests",
+    "verify_checkpoint",
+]
+
+#: Names in a manifest's digests that are no kind of tensors.
+_SMALL_STATE: Final = frozenset({"history", "progress", "state"})
+
+
+@dataclass(frozen=True)
+class CheckpointDraft:
+    """A manifest before its blobs are hashed; the fields are explained there."""
+
+    checkpoint_id: str
+    operation_id: str
+    attempt: int
+    epoch: int
+    step: int
+    trigger: str
+    create_time: str
+    parent: str | None
+    blobs: tuple[MemoryBlob, ...]
+    state: dict[str, Any]
+    metrics: dict[str, float]
+    monitor: str
+    monitor_value: float | None
+    strategy: dict[str, Any]
+    strategy_digest: str
+    data_digest: str
+    fingerprint: dict[str, str]
+
+
+@dataclass(frozen=True)
+class CommittedCheckpoint:
+    """A checkpoint that is complete in the store."""
+
+    manifest: Manifest
+    manifest_key: str
+    #: BLAKE3 of the manifest's bytes.
+    manifest_digest: str
+    #: Bytes of blobs that the store did not have yet.
+    uploaded_bytes: int
+
+
+def commit_checkpoint(
+    store: BlobStore, draft: CheckpointDraft, memory: memoryview, parallelism: int = 2
+) -> CommittedCheckpoint:
+    """Stores a state that stands in memory as safetensors files.
+
+    Cut off anywhere, it leaves blobs that nothing names, never half a checkpoint. Memory is read
+    in place; no copy of the whole is made.
+
+    Args:
+        store: Where to.
+        draft: What the manifest says.
+        memory: Holds the draft's blobs; not written while this runs.
+        parallelism: Blobs hashed and uploaded at a time.
+
+    Raises:
+        EverstepError: STORE_UNAVAILABLE and the like; CHECKPOINT_CORRUPT when memory holds no
+            safetensors file where the draft says so.
+        ValueError: When a blob is outside the memory.
+    """
+    for kind, offset, length in draft.blobs:
+        if kind in _SMALL_STATE or not 0 <= offset <= offset + length <= len(memory):
+            raise ValueError(f"no blob {kind} at {offset} + {length} in {len(memory)} bytes")
+    entries = in_parallel(parallelism, draft.blobs, lambda blob: _hash_blob(memory, blob))
+    manifest = _complete(draft, entries)
+    content = manifest.to_bytes()
+    key = manifest_key(draft.operation_id, draft.attempt, draft.checkpoint_id)
+    uploaded_bytes = BlobUpload(store, draft.parent, memory, parallelism).run(
+        {entry.digest: blob for entry, blob in zip(entries, draft.blobs, strict=True)}
+    )
+    store.put(key, content)
+    return CommittedCheckpoint(manifest, key, blob_digest(content), uploaded_bytes)
+
+
+def restored_bytes(manifest: Manifest) -> int:
+    """How much memory `restore_blobs` needs."""
+    return max((offset + length for _, offset, length in _placed(manifest)), default=0)
+
+
+def restore_blobs(
+    store: BlobStore, manifest: Manifest, memory: memoryview, parallelism: int = 4
+) -> tuple[MemoryBlob, ...]:
+    """Reads a checkpoint's blobs into memory, each verified.
+
+    Args:
+        store: Where from.
+        manifest: Of the checkpoint.
+        memory: At least `restored_bytes` long.
+        parallelism: Blobs read at a time.
+
+    Returns:
+        Where each blob of the manifest stands now, in its order; offsets are multiples of 64.
+
+    Raises:
+        EverstepError: CHECKPOINT_CORRUPT naming the blob; STORE_UNAVAILABLE and the like.
+        ValueError: When the memory is too short.
+    """
+    placed = _placed(manifest)
+    if restored_bytes(manifest) > len(memory):
+        raise ValueError(f"{len(memory)} bytes are too few for {restored_bytes(manifest)}")
+    first: dict[str, MemoryBlob] = {}
+    for entry, place in zip(manifest.blobs, placed, strict=True):
+        first.setdefault(entry.digest, place)
+
+    def read(digest: str) -> None:
+        _, offset, length = first[digest]
+        with memory[offset : offset + length] as target:
+            _read_verified(store, manifest, digest, target)
+
+    in_parallel(parallelism, first, read)
+    for entry, (_, offset, length) in zip(manifest.blobs, placed, strict=True):
+        _, source, _ = first[entry.digest]
+        if source != offset:
+            memory[offset : offset + length] = memory[source : source + length]
+    return placed
+
+
+def verify_checkpoint(store: BlobStore, manifest: Manifest) -> tuple[int, int]:
+    """Reads every blob of a checkpoint once and compares it with its name.
+
+    Returns:
+        How many blobs and bytes were read.
+
+    Raises:
+        EverstepError: CHECKPOINT_CORRUPT naming the blob.
+    """
+    lengths = {entry.digest: entry.length for entry in manifest.blobs}
+    buffer = bytearray(max(lengths.values(), default=0))
+    with memoryview(buffer) as memory:
+        for digest, length in lengths.items():
+            with memory[:length] as target:
+                _read_verified(store, manifest, digest, target)
+    return len(lengths), sum(lengths.values())
+
+
+def _hash_blob(memory: memoryview, blob: MemoryBlob) -> BlobEntry:
+    kind, offset, length = blob
+    with memory[offset : offset + length] as content:
+        tensors = []
+        for tensor in parse_header(content):
+            spec = tensor.spec
+            with content[tensor.offset : tensor.offset + tensor.length] as data:
+                digest = tensor_digest(spec.name, spec.dtype, spec.shape, data)
+            tensors.append(
+                TensorEntry(spec.name, spec.dtype, spec.shape, tensor.offset, tensor.length, digest)
+            )
+        return BlobEntry(kind, blob_digest(content), length, tuple(tensors))
+
+
+def _complete(draft: CheckpointDraft, entries: Sequence[BlobEntry]) -> Manifest:
+    return Manifest(
+        checkpoint_id=draft.checkpoint_id,
+        operation_id=draft.operation_id,
+        attempt=draft.attempt,
+        epoch=draft.epoch,
+        step=draft.step,
+        trigger=draft.trigger,
+        create_time=draft.create_time,
+        parent=draft.parent,
+        blobs=tuple(entries),
+        state=draft.state,
+        digests=state_digests(entries, draft.state),
+        metrics=draft.metrics,
+        monitor=draft.monitor,
+        monitor_value=draft.monitor_value,
+        strategy=draft.strategy,
+        strategy_digest=draft.strategy_digest,
+        data_digest=draft.data_digest,
+        fingerprint=draft.fingerprint,
+    )
+
+
+def state_digests(entries: Iterable[BlobEntry], state: dict[str, Any]) -> dict[str, str]:
+    """The digests that two equal states share, however their tensors are spread over blobs.
+
+    One for each kind of tensors; `history`, and `progress` for the rest of the small state; and
+    `state` over all of them.
+    """
+    tensors: dict[str, list[tuple[str, str]]] = {}
+    for entry in entries:
+        tensors.setdefault(entry.kind, []).extend(
+            (tensor.name, tensor.digest) for tensor in entry.tensors
+        )
+    digests = {kind: kind_digest(listed) for kind, listed in tensors.items()}
+    digests["history"] = json_digest(state.get("history", []))
+    digests["progress"] = json_digest({k: v for k, v in state.items() if k != "history"})
+    digests["state"] = kind_digest(digests.items())
+    return digests
+
+
+def _placed(manifest: Manifest) -> tuple[MemoryBlob, ...]:
+    placed: list[MemoryBlob] = []
+    end = 0
+    for entry in manifest.blobs:
+        offset = align(end)
+        placed.append((entry.kind, offset, entry.length))
+        end = offset + entry.length
+    return tuple(placed)
+
+
+def _read_verified(store: BlobStore, manifest: Manifest, digest: str, target: memoryview) -> None:
+    key = blob_key(digest)
+    try:
+        store.read_into(key, target)
+    except EverstepError as error:
+        if error.reason not in (Reason.BLOB_NOT_FOUND, Reason.CHECKPOINT_CORRUPT):
+            raise
+        fault = "is missing" if error.reason is Reason.BLOB_NOT_FOUND else "has another length"
+        raise _corrupt_blob(manifest, key, fault) from None
+    if blob_digest(target) != digest:
+        raise _corrupt_blob(manifest, key, "holds other bytes than were written")
+
+
+def _corrupt_blob(manifest: Manifest, key: str, fault: str) -> EverstepError:
+    return corrupt(
+        f"blob {key} of checkpoint {manifest.checkpoint_id} {fault}",
+        checkpoint_id=manifest.checkpoint_id,
+        blob=key,
+    )
