@@ -19,7 +19,8 @@ from tenacity import (
     Retrying,
     retry_if_exception,
     stop_before_delay,
-    wait_exponential_jitter,
+    wait_exponential,
+    wait_random,
 )
 from urllib3.exceptions import HTTPError, IncompleteRead
 
@@ -244,7 +245,7 @@ class MinioBlobStore(BlobStore):
         """The call's result, after as many tries as `retry_seconds` allow."""
         retrying = Retrying(
             retry=retry_if_exception(may_get_better),
-            wait=wait_exponential_jitter(initial=0.1, max=5, jitter=0.2),
+            wait=wait_exponential(multiplier=0.1, max=5) + wait_random(0, 0.2),
             stop=stop_before_delay(self._retry_seconds),
             reraise=True,
         )
