@@ -120,8 +120,13 @@ class MinioProcess:
             EverstepError: STORE_UNAVAILABLE when it ended or did not answer in time.
         """
         deadline = time.monotonic() + timeout
+        process = self._process
+        if process is None:
+            raise EverstepError(
+                Reason.STORE_UNAVAILABLE, "the object store does not run; start it first"
+            )
         while not self._answers():
-            if self._process is None or self._process.poll() is not None:
+            if process.poll() is not None:
                 raise self._ended()
             if time.monotonic() > deadline:
                 raise EverstepError(
