@@ -9,7 +9,7 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -230,8 +230,9 @@ class LocalBlobStore(BlobStore):
     def _remove_stale(self) -> None:
         oldest = time.time() - self.STALE_SECONDS
         for path in self._incoming.iterdir():
-            if path.stat().st_mtime < oldest:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
     @contextmanager
     def _reported(self) -> Iterator[None]:

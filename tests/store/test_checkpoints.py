@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from checkpoint_store.blobs import BlobStore
+from checkpoint_store.blobs import BlobStore, LocalBlobStore
 from checkpoint_store.checkpoints import (
     commit_checkpoint,
     read_manifest,
@@ -23,7 +23,7 @@ from checkpoint_store.checkpoints import (
     restored_bytes,
     verify_checkpoint,
 )
-from checkpoint_store.digests import blob_digest, blob_key, canonical_json
+from checkpoint_store.digests import Buffer, blob_digest, blob_key, canonical_json
 from checkpoint_store.manifest import Manifest
 from everstep.errors import EverstepError, Reason
 from everstep.object_store_process import MinioProcess
@@ -203,6 +203,29 @@ def test_an_old_blob_is_relied_on_only_if_the_parent_keeps_it(folder_store: Blob
     make_old(folder_store)
     orphan = commit_checkpoint(folder_store, state.draft("ck-4"), memoryview(state.memory))
     assert orphan.uploaded_bytes == alone.uploaded_bytes
+
+
+class SweptStore(LocalBlobStore):
+    """A folder from which a collection removes one blob while another is put."""
+
+    def __init__(self, folder: Path, swept: str) -> None:
+        super().__init__(folder)
+        self._swept = swept
+
+    def put(self, key: str, data: Buffer) -> None:
+        super().put(key, data)
+        if key.startswith("blobs/") and key != self._swept:
+            self.delete(self._swept)
+
+
+def test_a_blob_that_is_swept_during_the_commit_is_uploaded_again(tmp_path: Path) -> None:
+    plain = LocalBlobStore(tmp_path)
+    first, second = make_state(seed=1), make_state(seed=1)
+    optimizer = second.layout.blobs[-1]
+    second.memory[optimizer.offset + optimizer.length - 1] ^= 1
+    swept = blob_key(commit(plain, first, checkpoint_id="ck-1").blobs[0].digest)
+    manifest = commit(SweptStore(tmp_path, swept), second, checkpoint_id="ck-2")
+    assert restore(plain, manifest) == second.kinds()
 
 
 def test_memory_can_be_unmapped_after_success_and_after_failure(store: BlobStore) -> None:
