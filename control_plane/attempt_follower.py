@@ -1,0 +1,266 @@
+"""Follows one attempt: calls its trainer, stores what it says, to its last word."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import structlog
+from sqlalchemy import Connection
+
+from control_plane.attempt_log import store_end
+from control_plane.cancellation import CancellationRelay
+from control_plane.database import attempts, operations, trainers
+from control_plane.database.attempts import AttemptRecord
+from control_plane.database.operations import OperationRecord
+from control_plane.database.session import Database
+from control_plane.database.trainers import TrainerRecord
+from control_plane.event_log import EventLog
+from control_plane.leases import TrainerLeases
+from control_plane.progress_stream import ProgressStream
+from control_plane.states import ATTEMPT_STATES, State
+from control_plane.trainer_channels import TrainerChannels
+from everstep.errors import EverstepError, Reason
+from everstep.rpc.status import error_from_call
+from everstep.trainer.v1.trainer_pb2 import (
+    ResumeTrainingRequest,
+    StartTrainingRequest,
+    WatchTrainingRequest,
+)
+from everstep.training.v1.checkpoint_pb2 import CheckpointReference
+from everstep.training.v1.progress_pb2 import TrainingProgress
+from everstep.training.v1.strategy_pb2 import StrategyOverrides, TrainingStrategy
+
+if TYPE_CHECKING:
+    from everstep.trainer.v1.trainer_pb2_grpc import TrainerServiceAsyncStub
+
+_log = structlog.get_logger(__name__)
+
+#: Seconds between tries to reach a trainer: the first, and the longest.
+FIRST_RETRY_SECONDS: Final = 0.1
+LAST_RETRY_SECONDS: Final = 3.0
+#: Seconds between stored positions: step metrics come much more often.
+POSITION_SECONDS: Final = 1.0
+#: Seconds between looks at the trainer's lease while its stream is silent.
+SILENCE_SECONDS: Final = 1.0
+#: A trainer whose heartbeat comes but which cannot be reached for so many leases is given up.
+UNREACHABLE_LEASES: Final = 4
+#: Errors in a row, with the trainer answering, after which the attempt is given up.
+MAX_ERRORS: Final = 10
+
+#: The connection is at fault, or the trainer about to go: the training may well be running.
+_BROKEN: Final = frozenset(
+    {Reason.SERVICE_UNAVAILABLE, Reason.DEADLINE_EXCEEDED, Reason.CALL_CANCELLED}
+)
+#: The trainer answered, and may answer otherwise the next time.
+_PASSING: Final = frozenset(
+    {Reason.INTERNAL, Reason.UNIMPLEMENTED, Reason.STORE_UNAVAILABLE, Reason.MESSAGE_TOO_LARGE}
+)
+
+
+@dataclass(frozen=True)
+class Followed:
+    """An attempt that is open, with all that a call to its trainer takes."""
+
+    operation: OperationRecord
+    attempt: AttemptRecord
+    trainer: TrainerRecord | None
+
+
+@dataclass(frozen=True)
+class FollowerParts:
+    """What every follower works with."""
+
+    database: Database
+    log: EventLog
+    channels: TrainerChannels
+    leases: TrainerLeases
+    #: Called with the operation when a checkpoint was registered.
+    committed: Callable[[str], None]
+    #: Called with the trainer that refused an attempt for want of room.
+    refused: Callable[[str], None]
+
+
+class AttemptFollower:
+    """Brings an attempt's words into the log, whatever breaks in between.
+
+    The stream is a view: when it breaks, it is opened again after the last stored event, until the
+    trainer's lease has ended. Then the attempt is closed as lost.
+    """
+
+    def __init__(self, operation_id: str, number: int, parts: FollowerParts) -> None:
+        self._operation_id = operation_id
+        self._number = number
+        self._parts = parts
+        self._log = _log.bind(operation_id=operation_id, attempt=number)
+        self._last_heard = time.monotonic()
+        self._position_stored = 0.0
+        self._errors = 0
+        self._retry_seconds = FIRST_RETRY_SECONDS
+
+    async def run(self) -> None:
+        """Returns when the attempt is over, or another one has taken its place."""
+        relay = CancellationRelay(
+            self._operation_id, self._number, self._parts.database, self._parts.channels
+        )
+        relaying = asyncio.create_task(relay.run())
+        try:
+            while True:
+                followed = await self._parts.database.read(
+                    load_followed, self._operation_id, self._number
+                )
+                if followed is None or await self._follow_once(followed):
+                    return
+                await asyncio.sleep(self._retry_seconds * random.uniform(0.8, 1.2))
+                self._retry_seconds = min(self._retry_seconds * 2, LAST_RETRY_SECONDS)
+        finally:
+            relaying.cancel()
+            await asyncio.gather(relaying, return_exceptions=True)
+
+    async def _follow_once(self, followed: Followed) -> bool:
+        """Opens the stream and stores what comes; True when the attempt is over."""
+        if followed.trainer is None:
+            return await self._end(
+                EverstepError(Reason.TRAINER_NOT_FOUND, "its trainer is not registered any more")
+            )
+        try:
+            if await self._store_stream(followed, followed.trainer):
+                return True
+        except grpc.aio.AioRpcError as failure:
+            return await self._after_error(followed, error_from_call(failure))
+        except EverstepError as error:
+            return await self._after_error(followed, error)
+        # OK without a last word: watch again.
+        return False
+
+    async def _store_stream(self, followed: Followed, trainer: TrainerRecord) -> bool:
+        call = _open_call(self._parts.channels.stub(trainer.address), followed)
+        async with ProgressStream(call) as stream:
+            while True:
+                words = await stream.next_words(SILENCE_SECONDS)
+                if words is None:
+                    return False
+                if not words:
+                    await self._check_silence(trainer.trainer_id)
+                    continue
+                self._heard()
+                if await self._store(words):
+                    return True
+
+    async def _store(self, words: list[TrainingProgress]) -> bool:
+        """Stores words in their order; True when the last one was among them."""
+        durable = [word for word in words if word.index]
+        if durable:
+            stored = await self._parts.log.append(self._operation_id, self._number, durable)
+            if stored.committed:
+                self._parts.committed(self._operation_id)
+            if stored.over:
+                return True
+        if not words[-1].index:
+            newest = words[-1]
+            self._parts.log.show(self._operation_id, newest)
+            if time.monotonic() - self._position_stored >= POSITION_SECONDS:
+                self._position_stored = time.monotonic()
+                await self._parts.log.remember_position(self._operation_id, self._number, newest)
+        return False
+
+    async def _check_silence(self, trainer_id: str) -> None:
+        trainer = await self._parts.database.read(trainers.find, trainer_id)
+        silent_for = time.monotonic() - self._last_heard
+        lease_seconds = self._parts.leases.lease_seconds
+        if silent_for > lease_seconds and self._parts.leases.has_ended(trainer):
+            raise EverstepError(
+                Reason.SERVICE_UNAVAILABLE, "neither its stream nor its heartbeat is heard"
+            )
+
+    async def _after_error(self, followed: Followed, error: EverstepError) -> bool:
+        """Ends the attempt if this error does; else it is tried again."""
+        assert followed.trainer is not None
+        if error.reason in _PASSING:
+            self._errors += 1
+            if self._errors < MAX_ERRORS:
+                self._log.warning("trainer failed", error=error.message, reason=error.reason)
+                return False
+            return await self._end(error)
+        if error.reason not in _BROKEN and error.reason is not Reason.DATABASE_UNAVAILABLE:
+            if error.reason in (Reason.NO_CAPACITY, Reason.DRAINING):
+                self._parts.refused(followed.trainer.trainer_id)
+            return await self._end(error)
+        trainer = await self._parts.database.read(trainers.find, followed.trainer.trainer_id)
+        if self._parts.leases.has_ended(trainer):
+            return await self._end(
+                EverstepError(
+                    Reason.SERVICE_UNAVAILABLE,
+                    f"trainer {followed.trainer.trainer_id} is not heard any more",
+                )
+            )
+        if time.monotonic() - self._last_heard > UNREACHABLE_LEASES * (
+            self._parts.leases.lease_seconds
+        ):
+            return await self._end(
+                EverstepError(
+                    Reason.SERVICE_UNAVAILABLE,
+                    f"trainer {followed.trainer.trainer_id} says it is there but cannot be reached "
+                    f"at {followed.trainer.address}; check EVERSTEP_ADVERTISE ({error.message})",
+                )
+            )
+        return False
+
+    async def _end(self, error: EverstepError) -> bool:
+        await self._parts.database.write(store_end, self._operation_id, self._number, error)
+        self._parts.log.wake(self._operation_id)
+        self._log.warning("attempt ended", reason=error.reason, error=error.message)
+        return True
+
+    def _heard(self) -> None:
+        self._last_heard = time.monotonic()
+        self._errors = 0
+        self._retry_seconds = FIRST_RETRY_SECONDS
+
+
+def load_followed(connection: Connection, operation_id: str, number: int) -> Followed | None:
+    """The attempt as it is now; None when it is over or replaced."""
+    operation = operations.find(connection, operation_id)
+    attempt = attempts.find(connection, operation_id, number)
+    if operation is None or attempt is None or attempt.ending or operation.attempt != number:
+        return None
+    if operation.state not in ATTEMPT_STATES:
+        return None
+    return Followed(operation, attempt, trainers.find(connection, attempt.trainer_id))
+
+
+def _open_call(
+    stub: TrainerServiceAsyncStub, followed: Followed
+) -> grpc.aio.UnaryStreamCall[Any, TrainingProgress]:
+    """Watches an attempt that was heard before; else begins it, which joins one that runs."""
+    operation, attempt = followed.operation, followed.attempt
+    # One that is to be cancelled is not begun any more.
+    if attempt.cursor or operation.state == State.CANCELLING:
+        return stub.WatchTraining(
+            WatchTrainingRequest(
+                operation_id=attempt.operation_id,
+                attempt=attempt.number,
+                after_index=attempt.cursor,
+            )
+        )
+    strategy = TrainingStrategy.FromString(operation.strategy)
+    if attempt.checkpoint is None:
+        return stub.StartTraining(
+            StartTrainingRequest(
+                operation_id=attempt.operation_id, attempt=attempt.number, strategy=strategy
+            )
+        )
+    return stub.ResumeTraining(
+        ResumeTrainingRequest(
+            operation_id=attempt.operation_id,
+            attempt=attempt.number,
+            strategy=strategy,
+            checkpoint=CheckpointReference.FromString(attempt.checkpoint),
+            overrides=StrategyOverrides.FromString(attempt.overrides),
+        )
+    )

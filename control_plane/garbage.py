@@ -1,0 +1,181 @@
+"""Blobs that no checkpoint needs: counted, and collected.
+
+Every manifest in the store protects its blobs, whether or not this control plane knows it: a
+trainer may have written one whose event is still on its way, or for another caller. A blob that
+nothing names is removed once it is older than the grace, which is longer than an upload relies on
+a blob that it found in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from sqlalchemy import Connection
+
+from checkpoint_store.blobs import BlobInfo, BlobStore
+from checkpoint_store.checkpoints import read_manifest
+from checkpoint_store.digests import blob_key
+from control_plane import times
+from control_plane.checkpoints import Checkpoints
+from control_plane.database import attempts, checkpoints
+from control_plane.database.session import Database
+from everstep.errors import EverstepError, Reason
+
+#: The youngest a removed blob is; never less while something trains.
+DEFAULT_GRACE: Final = timedelta(hours=1)
+BLOBS: Final = "blobs/"
+MANIFESTS: Final = "operations/"
+_MANIFEST_KEY: Final = re.compile(r"operations/([^/]+)/attempts/([0-9]+)/checkpoints/[^/]+\.json")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What checkpoints take in the store."""
+
+    checkpoints: int
+    #: What they would take without sharing blobs, in bytes.
+    logical_bytes: int
+    stored_blobs: int
+    stored_bytes: int
+    #: Those that no manifest names.
+    reclaimable_blobs: int
+    reclaimable_bytes: int
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What a collection removed, or would remove."""
+
+    removed_blobs: int
+    removed_bytes: int
+    kept_blobs: int
+
+
+class GarbageCollector:
+    """Marks what manifests name, and sweeps the rest; one at a time."""
+
+    def __init__(self, database: Database, store: BlobStore, registry: Checkpoints) -> None:
+        self._database = database
+        self._store = store
+        self._registry = registry
+        self._collecting = asyncio.Lock()
+
+    async def usage(self) -> Usage:
+        """Counts; changes nothing."""
+        count, logical_bytes = await self._database.read(checkpoints.totals)
+        removed = frozenset(await self._database.read(checkpoints.planned_removals))
+
+        def scan() -> tuple[list[BlobInfo], set[str]]:
+            # Blobs first: what a manifest written meanwhile names is not counted as garbage.
+            stored = list(self._store.list(BLOBS))
+            return stored, self._named(removed)
+
+        stored, named = await asyncio.to_thread(scan)
+        unnamed = [info for info in stored if info.key not in named]
+        return Usage(
+            checkpoints=count,
+            logical_bytes=logical_bytes,
+            stored_blobs=len(stored),
+            stored_bytes=sum(info.size for info in stored),
+            reclaimable_blobs=len(unnamed),
+            reclaimable_bytes=sum(info.size for info in unnamed),
+        )
+
+    async def collect(self, grace: timedelta | None, dry_run: bool) -> Collection:
+        """Removes blobs that nothing names and that are older than the grace.
+
+        While something trains the grace is an hour at least: an upload may rely on younger ones.
+
+        Raises:
+            EverstepError: STORE_UNAVAILABLE and the like; CHECKPOINT_CORRUPT when a manifest
+                cannot be read: what it names is not known, so nothing is removed.
+        """
+        async with self._collecting:
+            if not dry_run:
+                await self._registry.finish_removals()
+            training = await self._database.read(attempts.open_by_trainer)
+            if grace is None or (training and grace < DEFAULT_GRACE):
+                grace = DEFAULT_GRACE
+            removed = set(await self._database.read(checkpoints.planned_removals))
+            removed |= await self._abandoned(grace, dry_run)
+            oldest = datetime.now(UTC) - grace
+            return await asyncio.to_thread(self._sweep, oldest, frozenset(removed), dry_run)
+
+    async def _abandoned(self, grace: timedelta, dry_run: bool) -> set[str]:
+        """Manifests of attempts that are over and forgotten, and which were never registered."""
+        oldest = datetime.now(UTC) - max(grace, DEFAULT_GRACE)
+        listed = await asyncio.to_thread(lambda: list(self._store.list(MANIFESTS)))
+        old = [info.key for info in listed if info.modified < oldest]
+        keys = await self._database.read(_unregistered, old)
+        if keys and not dry_run:
+            await self._database.write(checkpoints.plan_removals, keys, times.now())
+            await self._registry.finish_removals()
+        return set(keys)
+
+    def _sweep(self, oldest: datetime, removed: frozenset[str], dry_run: bool) -> Collection:
+        stored = list(self._store.list(BLOBS))
+        named = self._named(removed)
+        garbage = [info for info in stored if info.key not in named and info.modified < oldest]
+        if garbage and not dry_run:
+            # Once more, as late as can be: an upload may have been given its manifest meanwhile.
+            named |= self._named(removed)
+            garbage = [info for info in garbage if info.key not in named]
+            garbage = [info for info in garbage if self._remove_if_old(info, oldest)]
+        return Collection(
+            removed_blobs=len(garbage),
+            removed_bytes=sum(info.size for info in garbage),
+            kept_blobs=len(stored) - len(garbage),
+        )
+
+    def _remove_if_old(self, info: BlobInfo, oldest: datetime) -> bool:
+        now = self._store.stat(info.key)
+        if now is None or now.modified >= oldest:
+            return False
+        self._store.delete(info.key)
+        return True
+
+    def _named(self, removed: frozenset[str]) -> set[str]:
+        """The blobs that the manifests in the store name, but for those that are to be removed."""
+        is_removed = _matcher(removed)
+        named: set[str] = set()
+        for info in self._store.list(MANIFESTS):
+            if is_removed(info.key):
+                continue
+            try:
+                manifest = read_manifest(self._store, info.key)
+            except EverstepError as error:
+                if error.reason is Reason.CHECKPOINT_NOT_FOUND:
+                    continue
+                if error.reason is not Reason.CHECKPOINT_CORRUPT:
+                    raise
+                raise EverstepError(
+                    Reason.CHECKPOINT_CORRUPT,
+                    f"{info.key} cannot be read, so what it needs is not known; delete that "
+                    "checkpoint, then collect again",
+                    metadata={"manifest_key": info.key},
+                ) from None
+            named.update(blob_key(blob.digest) for blob in manifest.blobs)
+        return named
+
+
+def _matcher(removed: Iterable[str]) -> Callable[[str], bool]:
+    keys = {key for key in removed if not key.endswith("/")}
+    prefixes = tuple(key for key in removed if key.endswith("/"))
+    return lambda key: key in keys or (bool(prefixes) and key.startswith(prefixes))
+
+
+def _unregistered(connection: Connection, keys: list[str]) -> list[str]:
+    registered = checkpoints.manifest_keys(connection)
+    found = []
+    for key in keys:
+        parts = _MANIFEST_KEY.fullmatch(key)
+        if key in registered or parts is None:
+            continue
+        if attempts.settled(connection, parts[1], int(parts[2])):
+            found.append(key)
+    return found

@@ -1,0 +1,90 @@
+"""The control plane put together: database, store, domain, servicers, dispatcher, server."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Final
+
+import structlog
+
+from checkpoint_store import open_blob_store
+from checkpoint_store.blobs import BlobStore
+from control_plane.checkpoints import Checkpoints
+from control_plane.database.session import Database
+from control_plane.dispatcher import Dispatcher
+from control_plane.event_log import EventLog
+from control_plane.garbage import GarbageCollector
+from control_plane.operations import Operations
+from control_plane.servicers.checkpoints import CheckpointServicer
+from control_plane.servicers.operations import OperationServicer
+from control_plane.servicers.trainers import TrainerRegistryServicer
+from control_plane.settings import ControlPlaneSettings
+from control_plane.trainers import Trainers
+from everstep.control.v1.checkpoints_pb2_grpc import add_CheckpointServiceServicer_to_server
+from everstep.control.v1.operations_pb2_grpc import add_OperationServiceServicer_to_server
+from everstep.control.v1.trainers_pb2_grpc import add_TrainerRegistryServiceServicer_to_server
+from everstep.rpc import serving
+
+_log = structlog.get_logger(__name__)
+
+SERVICES: Final = (
+    "everstep.control.v1.OperationService",
+    "everstep.control.v1.CheckpointService",
+    "everstep.control.v1.TrainerRegistryService",
+)
+
+
+async def serve(settings: ControlPlaneSettings) -> None:
+    """Runs a control plane until SIGTERM or SIGINT; trainings go on without it.
+
+    Raises:
+        EverstepError: ADDRESS_IN_USE, DATABASE_UNAVAILABLE, STORE_MISCONFIGURED.
+    """
+    stop = serving.stop_requested()
+    store = _open_store(settings, settings.store_url)
+    public_store = _open_store(settings, settings.store_public_url or settings.store_url)
+    server = serving.create_server()
+    address = serving.bind(server, settings.listen)
+    async with AsyncExitStack() as closing:
+        database = Database(settings.database_url)
+        closing.callback(database.close)
+        await database.migrate()
+        log = EventLog(database)
+        checkpoints = Checkpoints(database, store, public_store)
+        dispatcher = Dispatcher(
+            database, log, checkpoints, settings.instance, settings.lease_seconds
+        )
+        closing.push_async_callback(dispatcher.close)
+        operations = Operations(database, log, dispatcher.wake)
+        add_OperationServiceServicer_to_server(
+            OperationServicer(operations, log, dispatcher, checkpoints), server
+        )
+        add_CheckpointServiceServicer_to_server(
+            CheckpointServicer(checkpoints, GarbageCollector(database, store, checkpoints)), server
+        )
+        add_TrainerRegistryServiceServicer_to_server(
+            TrainerRegistryServicer(Trainers(database, settings.lease_seconds, dispatcher.wake)),
+            server,
+        )
+        health = serving.add_health(server)
+        if settings.reflection:
+            serving.add_reflection(server, SERVICES)
+        await server.start()
+        await serving.set_serving(health, SERVICES, True)
+        dispatching = asyncio.create_task(dispatcher.run())
+        print(f"listening on {address}", flush=True)
+        await stop.wait()
+
+        _log.info("stopping; trainings go on")
+        await serving.set_serving(health, SERVICES, False)
+        log.drain()
+        dispatching.cancel()
+        await asyncio.gather(dispatching, return_exceptions=True)
+        await server.stop(settings.stop_grace_seconds)
+
+
+def _open_store(settings: ControlPlaneSettings, url: str) -> BlobStore:
+    return open_blob_store(
+        url, settings.store_access_key, settings.store_secret_key, settings.store_region
+    )

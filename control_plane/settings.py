@@ -1,0 +1,35 @@
+"""The control plane's settings, from EVERSTEP_* alone."""
+
+from __future__ import annotations
+
+import os
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from everstep.rpc.logs import LogFormat
+
+
+class ControlPlaneSettings(BaseSettings):
+    """How one control plane runs."""
+
+    model_config = SettingsConfigDict(env_prefix="EVERSTEP_", extra="ignore")
+
+    #: host:port to serve on; port 0 takes any free one.
+    listen: str = "127.0.0.1:7070"
+    #: sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME.
+    database_url: str = "sqlite:///./.everstep/control-plane.db"
+    #: The name of this control plane; each one that shares a database has its own.
+    instance: str = Field(default="control-plane", pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    #: Seconds that a trainer counts as alive after it was last heard.
+    lease_seconds: float = Field(default=15, gt=0, le=3600)
+    #: Seconds that calls have to finish when the service stops.
+    stop_grace_seconds: float = Field(default=3, ge=0)
+    store_url: str = "file://" + os.path.abspath(".everstep/store")
+    store_access_key: str = ""
+    store_secret_key: str = ""
+    store_region: str = "us-east-1"
+    #: The store as callers reach it, in download URLs; empty: as `store_url`.
+    store_public_url: str = ""
+    reflection: bool = False
+    log_format: LogFormat = "console"
