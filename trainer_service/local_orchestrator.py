@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import structlog
@@ -59,6 +59,7 @@ class LocalTrainingOrchestrator:
         self._child: ChildProcess | None = None
         self._ending: Cancel | Shutdown | None = None
         self._discarded = False
+        self._expected_digests: Mapping[str, str] | None = None
         self._unreleased: set[int] = set()
         self._slot_released = asyncio.Event()
 
@@ -67,6 +68,7 @@ class LocalTrainingOrchestrator:
         train: Train,
         snapshot_taken: Callable[[SnapshotTaken], None],
         resume_context: SlotContent | None = None,
+        digests: Mapping[str, str] | None = None,
     ) -> Finished | Failed:
         """Trains to the last word.
 
@@ -74,8 +76,10 @@ class LocalTrainingOrchestrator:
             train: What to train.
             snapshot_taken: Called with each snapshot that is to become a checkpoint.
             resume_context: The snapshot to go on from; None trains from the beginning.
+            digests: Of the resume context by kind; what the process restores is held against them.
         """
         restarts = 0
+        self._expected_digests = digests
         while not self._discarded:
             outcome, cause = await self._run_process(train, snapshot_taken, resume_context)
             if outcome is not None:
@@ -90,6 +94,7 @@ class LocalTrainingOrchestrator:
                 )
             restarts += 1
             resume_context = self._slots.newest
+            self._expected_digests = None
             await self._restarted(cause, resume_context, restarts)
         return Finished("cancelled", {})
 
@@ -176,6 +181,12 @@ class LocalTrainingOrchestrator:
                     snapshot_taken(said)
                 case Restored():
                     _log.info("restored", step=said.step, process_id=child.process_id)
+                    if self._expected_digests not in (None, said.digests):
+                        await child.stop()
+                        return Failed(
+                            Reason.CHECKPOINT_CORRUPT,
+                            "what the training process restored is not what the checkpoint holds",
+                        )
                 case Finished() | Failed():
                     return said
                 case _:

@@ -133,7 +133,10 @@ class TrainingWorker:
         resume_context: SlotContent | None = None if restored is None else restored.content
         try:
             outcome = await self._orchestrator.run(
-                self._train_word(), uploader.submit, resume_context=resume_context
+                self._train_word(restored),
+                uploader.submit,
+                resume_context=resume_context,
+                digests=None if restored is None else restored.manifest.digests,
             )
             await uploader.drain()
         finally:
@@ -152,7 +155,7 @@ class TrainingWorker:
         assert self._request.checkpoint is not None
         return self._request.checkpoint
 
-    def _train_word(self) -> Train:
+    def _train_word(self, restored: RestoredCheckpoint | None) -> Train:
         return Train(
             operation_id=self._request.operation_id,
             attempt=self._request.attempt,
@@ -163,6 +166,8 @@ class TrainingWorker:
             data_root=str(self._settings.data_root.absolute()),
             threads=self._request.strategy.training.threads or self._settings.training_threads(),
             allowed_packages=self._settings.allowed_packages,
+            fingerprint={} if restored is None else restored.manifest.fingerprint,
+            data_digest="" if restored is None else restored.manifest.data_digest,
         )
 
     async def _phase(self, phase: Phase.ValueType) -> None:
@@ -187,7 +192,11 @@ class TrainingWorker:
             )
         result = TrainingResult(checkpoint=checkpoint, digests=checkpoint.digests)
         json_format.ParseDict(outcome.result, result)
-        return TrainingProgress(completed=progress_pb2.Completed(result=result))
+        word = TrainingProgress(completed=progress_pb2.Completed(result=result))
+        word.position.CopyFrom(self._progress.position)
+        word.position.fraction = 1.0
+        word.position.eta_seconds = 0.0
+        return word
 
 
 def failed(error: EverstepError, checkpoint: Checkpoint | None = None) -> TrainingProgress:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from checkpoint_store.digests import canonical_json, parse_canonical_json
@@ -61,6 +61,9 @@ class Train:
     allowed_packages: tuple[str, ...]
     #: The snapshot to go on from.
     resume: SlotContent | None = None
+    #: The environment and the data that the snapshot was made with; empty: not compared.
+    fingerprint: dict[str, str] = field(default_factory=dict)
+    data_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,6 @@ class SnapshotTaken:
     monitor: str
     monitor_value: float | None
     fingerprint: dict[str, str]
-    strategy_digest: str
     data_digest: str
     stall_seconds: float
 
@@ -180,7 +182,7 @@ def decode_word(payload: bytes) -> Word:
     if word is SnapshotTaken:
         content["content"] = _slot_content(content["content"])
     if word is Failed:
-        content["violations"] = tuple((field, text) for field, text in content["violations"])
+        content["violations"] = tuple((name, text) for name, text in content["violations"])
     decoded: Word = word(**content)
     return decoded
 
@@ -188,8 +190,8 @@ def decode_word(payload: bytes) -> Word:
 def _plain(value: Any) -> dict[str, Any]:
     """The fields of a word, one level deep and into slots, as JSON wants them."""
     content = {}
-    for field in fields(value):
-        item = getattr(value, field.name)
+    for member in fields(value):
+        item = getattr(value, member.name)
         if isinstance(item, SlotContent):
             item = {
                 "slot": item.slot,
@@ -198,7 +200,7 @@ def _plain(value: Any) -> dict[str, Any]:
             }
         elif isinstance(item, tuple):
             item = list(item)
-        content[field.name] = item
+        content[member.name] = item
     return content
 
 

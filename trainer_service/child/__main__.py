@@ -1,0 +1,42 @@
+"""`python -m trainer_service.child DESCRIPTOR`: one training, told over an inherited socket.
+
+Plain PyTorch: it serves nothing, stores nothing and knows no gRPC. When the trainer is gone, so is
+this process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+from typing import Final
+
+from trainer_service.child.pipe import ChildPipe, Ready, Train
+
+_PR_SET_PDEATHSIG: Final = 1
+#: The exit code of a process whose trainer is gone.
+TRAINER_GONE: Final = 70
+
+
+def main(descriptor: int) -> int:
+    """Trains once; the exit code is 0 after a last word, whatever it was."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Ctrl-C in a terminal is for whoever started the trainer.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pipe = ChildPipe(socket.socket(fileno=descriptor))
+
+    from trainer_service.child.training_process import TrainingProcess
+
+    pipe.send(Ready(os.getpid()))
+    train, slots = pipe.receive()
+    if not isinstance(train, Train):
+        return TRAINER_GONE
+    TrainingProcess(pipe, train, slots).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

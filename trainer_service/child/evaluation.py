@@ -1,0 +1,94 @@
+"""Metrics of a model on examples it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from trainer_service.child.batches import evaluation_batches
+from trainer_service.child.randomness import reseed
+
+Task = Literal["classification", "regression"]
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loss: nn.Module,
+    examples: Any,
+    *,
+    task: Task,
+    prefix: str,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    between_batches: Callable[[], None],
+) -> dict[str, float]:
+    """The mean loss, and accuracy or mean absolute error and R².
+
+    The model is in evaluation mode meanwhile and in training mode after. Sums are in float64, in
+    the order of the examples.
+
+    Args:
+        prefix: Of the metrics' names, as in `val_loss`.
+        between_batches: Called after each batch; may raise to end the evaluation.
+    """
+    reseed(seed, "evaluation", prefix, epoch)
+    model.eval()
+    try:
+        sums = _RegressionSums() if task == "regression" else _ClassificationSums()
+        for inputs, targets in evaluation_batches(examples, batch_size):
+            outputs = model(inputs)
+            sums.add(float(loss(outputs, targets)), outputs, targets)
+            between_batches()
+    finally:
+        model.train()
+    return {f"{prefix}_{name}": value for name, value in sums.metrics().items()}
+
+
+class _ClassificationSums:
+    def __init__(self) -> None:
+        self._loss = 0.0
+        self._right = 0
+        self._count = 0
+
+    def add(self, loss: float, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+        self._loss += loss * len(targets)
+        self._right += int((outputs.argmax(dim=1) == targets).sum())
+        self._count += len(targets)
+
+    def metrics(self) -> dict[str, float]:
+        return {"loss": self._loss / self._count, "accuracy": self._right / self._count}
+
+
+class _RegressionSums:
+    def __init__(self) -> None:
+        self._loss = 0.0
+        self._absolute = 0.0
+        self._squared = 0.0
+        self._total = 0.0
+        self._total_squared = 0.0
+        self._count = 0
+        self._values = 0
+
+    def add(self, loss: float, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+        wanted = targets.double()
+        difference = outputs.double() - wanted
+        self._loss += loss * len(targets)
+        self._absolute += float(difference.abs().sum())
+        self._squared += float(difference.square().sum())
+        self._total += float(wanted.sum())
+        self._total_squared += float(wanted.square().sum())
+        self._count += len(targets)
+        self._values += targets.numel()
+
+    def metrics(self) -> dict[str, float]:
+        spread = self._total_squared - self._total**2 / self._values
+        return {
+            "loss": self._loss / self._count,
+            "mae": self._absolute / self._values,
+            "r2": 1 - self._squared / spread if spread > 0 else 0.0,
+        }

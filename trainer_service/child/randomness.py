@@ -1,0 +1,57 @@
+"""All randomness from counters: nothing to save, nothing to replay.
+
+Every draw follows from the strategy's seed and the place it is made at (epoch, batch). A resumed
+training therefore draws what an uninterrupted one would have drawn, whatever was drawn before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import Final
+
+import numpy as np
+import torch
+
+#: Changes whenever the same counters would give other numbers.
+RANDOM_SCHEME: Final = "everstep-random-1"
+
+
+def key(*parts: str | int) -> int:
+    """63 bits that follow from the parts, BLAKE2 over their unambiguous text."""
+    text = "\x1f".join((RANDOM_SCHEME, *(f"{type(part).__name__}:{part}" for part in parts)))
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator(*parts: str | int) -> torch.Generator:
+    """A generator of its own, seeded with `key`."""
+    return torch.Generator().manual_seed(key(*parts))
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order in which an epoch takes its examples: a permutation of 0..count-1, int64."""
+    return torch.randperm(count, generator=generator(seed, "perm", epoch))
+
+
+def reseed(*parts: str | int) -> None:
+    """Seeds the global generators of torch, numpy and Python from counters."""
+    number = key(*parts)
+    torch.manual_seed(number)
+    np.random.seed(number & 0xFFFFFFFF)
+    random.seed(number)
+
+
+def prepare_threads(threads: int) -> None:
+    """Sets the thread count, after vector math has been called once with a single thread.
+
+    A fresh process can compute its first `exp` wrongly when several threads race
+    (pytorch issue 188792).
+    """
+    torch.set_num_threads(1)
+    sample = torch.linspace(0.1, 1.0, 64)
+    for dtype in (torch.float32, torch.float64):
+        values = sample.to(dtype)
+        for function in (torch.exp, torch.log, torch.sqrt, torch.tanh, torch.sin, torch.erf):
+            function(values)
+    torch.set_num_threads(threads)

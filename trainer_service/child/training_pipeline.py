@@ -1,0 +1,231 @@
+"""TrainingPipeline: from a strategy to a trained and evaluated model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from everstep.errors import EverstepError, FieldViolation, Reason
+from everstep.strategy import strategy_content
+from everstep.training.v1.strategy_pb2 import TrainingStrategy
+from trainer_service.child.cadence import CheckpointPolicy
+from trainer_service.child.evaluation import evaluate
+from trainer_service.child.events import CancellationToken, PhaseChanged, ProgressCallback
+from trainer_service.child.model_trainer import (
+    CheckpointCallback,
+    ModelTrainer,
+    ModelTrainerConfig,
+)
+from trainer_service.child.randomness import reseed
+from trainer_service.child.resume_context import TrainingResumeContext
+from trainer_service.strategies.data import LoadedData, load_data
+from trainer_service.strategies.losses import build_loss, task_of_loss
+from trainer_service.strategies.models import build_model
+from trainer_service.strategies.optimizers import build_optimizer
+from trainer_service.strategies.schedulers import build_scheduler, schedule_depends_on_total
+
+_PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """What a pipeline needs beside the strategy."""
+
+    data_root: Path
+    allowed_packages: tuple[str, ...] = ()
+
+
+class TrainingPipeline:
+    """Builds what a strategy declares and trains it.
+
+    Args:
+        settings: Where data files are, which packages may be imported.
+        progress_callback: Called with every event.
+        cancellation_token: Looked at after every step.
+        checkpoint_callback: Called with the live state when a checkpoint is due.
+        data_loaded: Called once the data is there.
+    """
+
+    def __init__(
+        self,
+        settings: PipelineSettings,
+        progress_callback: ProgressCallback,
+        cancellation_token: CancellationToken,
+        checkpoint_callback: CheckpointCallback,
+        data_loaded: Callable[[LoadedData], None] = lambda _data: None,
+    ) -> None:
+        self._settings = settings
+        self._progress_callback = progress_callback
+        self._cancellation_token = cancellation_token
+        self._checkpoint_callback = checkpoint_callback
+        self._data_loaded = data_loaded
+
+    def train_strategy(
+        self,
+        strategy: TrainingStrategy,
+        overrides: Mapping[str, Any],
+        resume_context: TrainingResumeContext | None = None,
+    ) -> dict[str, Any]:
+        """Trains a strategy and returns the fields of TrainingResult that are known here.
+
+        Args:
+            strategy: Resolved and valid.
+            overrides: epochs and learning_rate of a resume, where asked for.
+            resume_context: What to go on from; None trains from the beginning.
+
+        Raises:
+            EverstepError: INVALID_STRATEGY, INVALID_REQUEST, NON_FINITE_LOSS.
+            TrainingStopped: When the token asked for it.
+        """
+        training = strategy.training
+        torch.use_deterministic_algorithms(training.deterministic)
+        task = task_of_loss(strategy.loss)
+        data = _in_precision(
+            load_data(
+                strategy.data, self._settings.data_root, strategy.seed, task, training.batch_size
+            ),
+            _PRECISIONS[training.precision],
+        )
+        self._data_loaded(data)
+        epochs = _epochs(strategy, overrides)
+        reseed(strategy.seed, "model")
+        model = build_model(
+            strategy.model, data.input_shape, data.output_size, self._settings.allowed_packages
+        ).to(_PRECISIONS[training.precision])
+        optimizer = build_optimizer(strategy.optimizer, model.parameters())
+        batches = -(-len(data.train) // training.batch_size)
+        scheduler = build_scheduler(
+            strategy.scheduler if strategy.HasField("scheduler") else None,
+            optimizer,
+            epochs,
+            -(-batches // training.accumulate),
+        )
+        stopping = training.early_stopping if training.HasField("early_stopping") else None
+        config = ModelTrainerConfig(
+            seed=strategy.seed,
+            epochs=epochs,
+            batch_size=training.batch_size,
+            task=task,
+            accumulate=training.accumulate,
+            gradient_clip=training.gradient_clip,
+            monitor=_monitor(strategy, data),
+            patience=stopping.patience if stopping is not None else None,
+            min_delta=stopping.min_delta if stopping is not None else 0.0,
+            scheduler_interval=strategy.scheduler.interval or "epoch",
+            checkpoint=CheckpointPolicy(
+                every_steps=strategy.checkpoint.every_steps,
+                every_epochs=strategy.checkpoint.every_epochs,
+                every_seconds=strategy.checkpoint.every_seconds,
+            ),
+            workers=strategy.data.workers,
+            request=strategy_content(strategy),
+            overrides=overrides,
+        )
+        return self.train_model(
+            model, build_loss(strategy.loss), optimizer, scheduler, data, config, resume_context
+        )
+
+    def train_model(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler | ReduceLROnPlateau | None,
+        data: LoadedData,
+        config: ModelTrainerConfig,
+        resume_context: TrainingResumeContext | None = None,
+    ) -> dict[str, Any]:
+        """Trains a model and evaluates its best weights on the held-out data."""
+        trainer = ModelTrainer(
+            model,
+            loss,
+            optimizer,
+            scheduler,
+            config,
+            progress_callback=self._progress_callback,
+            cancellation_token=self._cancellation_token,
+            checkpoint_callback=self._checkpoint_callback,
+            resume_context=resume_context,
+        )
+        outcome = trainer.train(data.train, data.validation)
+        metrics = dict(outcome.history[-1].metrics) if outcome.history else {}
+        if len(data.test):
+            self._progress_callback(trainer.position(), PhaseChanged("EVALUATING"))
+            metrics |= self.evaluate(trainer, data, config)
+        result: dict[str, Any] = {
+            "epochs": len(outcome.history),
+            "steps": outcome.steps,
+            "stopped_early": outcome.stopped_early,
+            "stop_reason": outcome.stop_reason,
+            "metrics": metrics,
+            "monitor": outcome.monitor,
+        }
+        if outcome.best_value is not None:
+            result |= {"best_value": outcome.best_value, "best_epoch": outcome.best_epoch}
+        return result
+
+    def evaluate(
+        self, trainer: ModelTrainer, data: LoadedData, config: ModelTrainerConfig
+    ) -> dict[str, float]:
+        """The held-out metrics of the best epoch's weights; the model holds them from here on."""
+        if trainer.best.weights is not None:
+            trainer.model.load_state_dict(trainer.best.weights)
+        return evaluate(
+            trainer.model,
+            trainer.loss,
+            data.test,
+            task=config.task,
+            prefix="test",
+            batch_size=config.batch_size,
+            seed=config.seed,
+            epoch=config.epochs,
+            between_batches=lambda: None,
+        )
+
+
+def _epochs(strategy: TrainingStrategy, overrides: Mapping[str, Any]) -> int:
+    declared = strategy.training.epochs
+    epochs = int(overrides.get("epochs", declared))
+    scheduler = strategy.scheduler if strategy.HasField("scheduler") else None
+    if epochs != declared and schedule_depends_on_total(scheduler, declared):
+        raise EverstepError(
+            Reason.INVALID_REQUEST,
+            f"the schedule {strategy.scheduler.name} is made for {declared} epochs: with {epochs} "
+            "the learning rates so far would have been others; start a new training from this "
+            "checkpoint instead (from_checkpoint)",
+            violations=[FieldViolation("overrides.epochs", "the schedule depends on the total")],
+        )
+    return epochs
+
+
+def _monitor(strategy: TrainingStrategy, data: LoadedData) -> str:
+    default = "val_loss" if len(data.validation) else "train_loss"
+    if not strategy.training.HasField("early_stopping"):
+        return default
+    monitor = strategy.training.early_stopping.monitor
+    if monitor.startswith("val_") and not len(data.validation):
+        raise EverstepError(
+            Reason.INVALID_STRATEGY,
+            f"early stopping looks at {monitor}, but no data is set aside for validation; set "
+            "data.split.validation, or monitor train_loss",
+            violations=[
+                FieldViolation("training.early_stopping.monitor", "there is no validation data")
+            ],
+        )
+    return monitor
+
+
+def _in_precision(data: LoadedData, dtype: torch.dtype) -> LoadedData:
+    if dtype is torch.float32:
+        return data
+    for part in (data.train, data.validation, data.test):
+        part.inputs = part.inputs.to(dtype)
+        if part.targets.is_floating_point():
+            part.targets = part.targets.to(dtype)
+    return data
