@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from everstep.rpc.options import open_channel
 from everstep.rpc.status import error_from_call
 from everstep.strategy import parse_strategy
 from everstep.training.v1.strategy_pb2 import TrainingStrategy
+from tests.control_plane.postgres import PostgresProcess
 from tests.control_plane.scripted_trainer import PATIENCE_SECONDS, ScriptedTrainer
 from tests.services.processes import ServiceProcess
 
@@ -120,13 +122,31 @@ async def refused(call: Awaitable[Any]) -> EverstepError:
     raise AssertionError(f"not refused: {answer}")
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresProcess]:
+    process = PostgresProcess()
+    if not process.start():
+        pytest.skip("the unprivileged user cannot reach the Postgres binaries in this folder")
+    yield process
+    process.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database, of each kind that there is."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'control-plane.db'}"
+    server: PostgresProcess = request.getfixturevalue("postgres")
+    return server.create_database(f"test-{secrets.token_hex(6)}")
+
+
 @pytest.fixture
-def control_plane(tmp_path: Path) -> Iterator[ServiceProcess]:
-    """A control plane over a fresh SQLite database and a local folder, serving."""
+def control_plane(tmp_path: Path, database_url: str) -> Iterator[ServiceProcess]:
+    """A control plane over an empty database and a local folder, serving."""
     process = ServiceProcess(
         "control_plane",
         {
-            "EVERSTEP_DATABASE_URL": f"sqlite:///{tmp_path / 'control-plane.db'}",
+            "EVERSTEP_DATABASE_URL": database_url,
             "EVERSTEP_STORE_URL": (tmp_path / "store").as_uri(),
             "EVERSTEP_LEASE_SECONDS": str(LEASE_SECONDS),
         },
