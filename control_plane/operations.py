@@ -234,10 +234,11 @@ def _cancel(connection: Connection, operation_id: str, discard: bool) -> Operati
 
 
 def _resume(connection: Connection, request: operations_pb2.ResumeOperationRequest) -> Operation:
+    # Locked first: of the same request said twice at once, the second sees the first's answer.
+    operation = _locked(connection, request.operation_id)
     answered = _answered(connection, request.request_id, request)
     if answered is not None:
         return _get(connection, answered)
-    operation = _locked(connection, request.operation_id)
     plan = resumption.plan(connection, operation, request.checkpoint_id, request.overrides)
     changed = change_state(connection, operation, plan.change, plan.message, values=plan.values)
     if not changed:

@@ -13,7 +13,13 @@ import structlog
 import tenacity
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DBAPIError,
+    IntegrityError,
+    OperationalError,
+)
 
 from control_plane.database.migrate import migrate
 from everstep.errors import EverstepError, Reason
@@ -105,7 +111,10 @@ class Database:
         try:
             result: Result = _retrying()(self._transact_once, function, writing)
             return result
-        except OperationalError as error:
+        except DatabaseError as error:
+            # Others, such as a broken constraint, are faults of the code.
+            if type(error) not in (DatabaseError, OperationalError):
+                raise
             _log.error("database failed", exc_info=error)
             raise EverstepError(
                 Reason.DATABASE_UNAVAILABLE,

@@ -37,10 +37,10 @@ class PostgresProcess:
     def start(self) -> bool:
         if self._user is not None:
             os.chown(self._folder, self._user, self._user)
+        options = ["-D", self._folder / "data"]
         try:
             subprocess.run(
-                [BINARIES / "initdb", "-D", self._folder / "data", "-U", "postgres", "-A", "trust"]
-                + ["-E", "UTF8", "--no-sync"],
+                [BINARIES / "initdb", *options, "-U", "postgres", "-A", "trust", "--no-sync"],
                 check=True,
                 capture_output=True,
                 user=self._user,
@@ -49,8 +49,7 @@ class PostgresProcess:
         except PermissionError:
             return False
         self._process = subprocess.Popen(
-            [BINARIES / "postgres", "-D", self._folder / "data", "-h", "127.0.0.1"]
-            + ["-p", str(self.port), "-k", "", "-c", "fsync=off"],
+            [BINARIES / "postgres", *options, "-h", "127.0.0.1", "-p", str(self.port), "-k", ""],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             user=self._user,

@@ -1,0 +1,183 @@
+"""Watching: every durable event once and in order, from wherever one begins."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import pytest
+
+from control_plane.database.session import Database
+from control_plane.event_log import EventLog
+from control_plane.operations import Operations
+from everstep.control.v1.operations_pb2 import (
+    OPERATION_STATE_COMPLETED,
+    CreateOperationRequest,
+    OperationEvent,
+    WatchOperationRequest,
+)
+from everstep.errors import EverstepError, Reason
+from tests.control_plane.conftest import Client, refused, strategy
+from tests.control_plane.scripted_trainer import PATIENCE_SECONDS, ScriptedTrainer, until
+from tests.services.processes import ServiceProcess
+
+EVENTS = 1500
+
+
+async def test_watchers_from_anywhere_miss_nothing_while_events_are_appended(
+    client: Client, trainer: ScriptedTrainer
+) -> None:
+    operation_id = await client.create()
+    training = await trainer.begun(operation_id)
+    numbers = random.Random(5)
+
+    async def follow(begin_at: int) -> list[int]:
+        """Breaks off and watches again, over and over."""
+        await client.watch(operation_id, lambda event: event.sequence >= begin_at)
+        seen: list[int] = []
+        cursor = begin_at
+        while True:
+            stop_after = cursor + numbers.randint(1, 400)
+            part = await client.watch(
+                operation_id, lambda event, n=stop_after: event.sequence >= n, cursor
+            )
+            seen += [event.sequence for event in part if event.sequence]
+            cursor = seen[-1] if seen else cursor
+            if part and part[-1].state_changed.reason == "COMPLETED":
+                return seen
+
+    async def append() -> None:
+        for number in range(EVENTS):
+            training.epoch(number)
+            if number % 7 == 0:
+                training.show(number, 0.5)
+                await asyncio.sleep(0)
+        training.complete()
+
+    begins = [1, 2, 40, 300, 900]
+    results = await asyncio.gather(append(), *(follow(begin) for begin in begins))
+    last = EVENTS + 1 + 3
+    for begin, seen in zip(begins, results[1:], strict=True):
+        assert seen == list(range(begin + 1, last + 1))
+
+
+async def test_events_are_never_changed(client: Client, trainer: ScriptedTrainer) -> None:
+    operation_id = await client.create()
+    training = await trainer.begun(operation_id)
+    for number in range(50):
+        training.epoch(number, val_loss=float("nan"), accuracy=0.5)
+    training.complete()
+    live = [e for e in await client.watch(operation_id) if e.sequence]
+    again = await client.watch(operation_id)
+    assert [e.SerializeToString(deterministic=True) for e in live] == [
+        e.SerializeToString(deterministic=True) for e in again
+    ]
+    operation = await client.get(operation_id)
+    assert operation.metrics["val_loss"] != operation.metrics["val_loss"]
+
+
+async def test_step_metrics_are_shown_but_not_kept(
+    client: Client, trainer: ScriptedTrainer
+) -> None:
+    operation_id = await client.create()
+    training = await trainer.begun(operation_id)
+    training.epoch(0)
+    training.show(step=42, loss=0.25)
+    events = await client.watch(operation_id, lambda e: e.progress.HasField("step_metrics"))
+    assert events[-1].sequence == 0
+    assert events[-1].progress.step_metrics.loss == 0.25
+
+    async def position() -> int:
+        return (await client.get(operation_id)).position.step
+
+    for _ in range(500):
+        if await position() == 42:
+            break
+        await asyncio.sleep(0.01)
+    operation = await client.get(operation_id)
+    assert operation.position.step == 42
+    assert operation.metrics["loss"] == 0.25
+    training.complete()
+    await client.until_state(operation_id, OPERATION_STATE_COMPLETED)
+    replay = await client.watch(operation_id)
+    assert not [e for e in replay if e.progress.HasField("step_metrics")]
+
+
+async def test_a_sequence_ahead_of_the_log_is_refused(client: Client) -> None:
+    operation_id = await client.create()
+    error = await refused(client.watch(operation_id, after_sequence=2))
+    assert error.reason is Reason.FUTURE_SEQUENCE
+    assert error.metadata["last_sequence"] == "1"
+
+
+async def test_a_stopping_control_plane_ends_watches_with_draining(
+    client: Client, control_plane: ServiceProcess
+) -> None:
+    operation_id = await client.create()
+    call = client.operations.WatchOperation(
+        WatchOperationRequest(operation_id=operation_id), timeout=PATIENCE_SECONDS
+    )
+    assert await anext(aiter(call))
+    stopping = asyncio.create_task(asyncio.to_thread(control_plane.stop))
+
+    async def rest() -> None:
+        async for _ in call:
+            pass
+
+    error = await refused(rest())
+    assert error.reason is Reason.DRAINING
+    assert error.status == "UNAVAILABLE"
+    assert await stopping == 0
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url)
+    await database.migrate()
+    yield database
+    database.close()
+
+
+async def test_an_idle_watcher_is_told_how_far_the_log_is(database: Database) -> None:
+    log = EventLog(database, idle_seconds=0.05)
+    operations = Operations(database, log, lambda: None)
+    operation = await operations.create(CreateOperationRequest(strategy=strategy()))
+    marks = []
+    async with aclosing(log.watch(operation.operation_id, 0)) as responses:
+        async for response in responses:
+            if response.HasField("through_sequence"):
+                marks.append(response.through_sequence)
+            if len(marks) == 3:
+                break
+    assert marks == [1, 1, 1]
+
+
+async def test_a_log_that_another_process_writes_is_followed(database: Database) -> None:
+    """Two control planes, one database: a wake-up is a hint, the log is the truth."""
+    here, there = EventLog(database), EventLog(database)
+    operations = Operations(database, there, lambda: None)
+    operation_id = (
+        await operations.create(CreateOperationRequest(strategy=strategy()))
+    ).operation_id
+    seen: list[OperationEvent] = []
+
+    async def follow() -> None:
+        async with aclosing(here.watch(operation_id, 0)) as responses:
+            async for response in responses:
+                seen.extend(response.batch.events)
+
+    following = asyncio.create_task(follow())
+    await until(lambda: seen, "the first event")
+    await operations.cancel(operation_id, discard=False)
+    await following
+    assert [event.sequence for event in seen] == [1, 2]
+
+
+async def test_a_draining_log_takes_no_watcher(database: Database) -> None:
+    log = EventLog(database)
+    log.drain()
+    with pytest.raises(EverstepError) as caught:
+        await anext(log.watch("op-1", 0))
+    assert caught.value.reason is Reason.DRAINING
