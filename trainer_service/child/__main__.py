@@ -21,7 +21,7 @@ TRAINER_GONE: Final = 70
 
 
 def main(descriptor: int) -> int:
-    """Trains once; the exit code is 0 after a last word, whatever it was."""
+    """Trains once; the process ends with 0 after a last word, whatever it was."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Ctrl-C in a terminal is for whoever started the trainer.
@@ -35,7 +35,9 @@ def main(descriptor: int) -> int:
     if not isinstance(train, Train):
         return TRAINER_GONE
     TrainingProcess(pipe, train, slots).run()
-    return 0
+    # All is said: taking torch apart would keep the last word waiting for a second.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -283,7 +283,7 @@ class ModelTrainer:
         """One batch of a group; its gradients are added to the group's mean."""
         reseed(self.config.seed, "step", self.epoch, number, 0)
         loss = self.loss(self.model(inputs), targets)
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise EverstepError(
                 Reason.NON_FINITE_LOSS,
