@@ -135,8 +135,9 @@ class AttemptFollower:
             return await self._after_error(followed, error_from_call(failure))
         except EverstepError as error:
             return await self._after_error(followed, error)
-        # OK without a last word: watch again.
-        return False
+        return await self._after_error(
+            followed, EverstepError(Reason.INTERNAL, "its stream ended without a last word")
+        )
 
     async def _store_stream(self, followed: Followed, trainer: TrainerRecord) -> bool:
         call = _open_call(self._parts.channels.stub(trainer.address), followed)
@@ -148,9 +149,11 @@ class AttemptFollower:
                 if not words:
                     await self._check_silence(trainer.trainer_id)
                     continue
-                self._heard()
+                self._last_heard = time.monotonic()
                 if await self._store(words):
                     return True
+                self._errors = 0
+                self._retry_seconds = FIRST_RETRY_SECONDS
 
     async def _store(self, words: list[TrainingProgress]) -> bool:
         """Stores words in their order; True when the last one was among them."""
@@ -216,11 +219,6 @@ class AttemptFollower:
         self._parts.log.wake(self._operation_id)
         self._log.warning("attempt ended", reason=error.reason, error=error.message)
         return True
-
-    def _heard(self) -> None:
-        self._last_heard = time.monotonic()
-        self._errors = 0
-        self._retry_seconds = FIRST_RETRY_SECONDS
 
 
 def load_followed(connection: Connection, operation_id: str, number: int) -> Followed | None:

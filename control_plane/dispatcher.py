@@ -76,6 +76,7 @@ class Dispatcher:
         self._retaining: set[str] = set()
         self._full: set[str] = set()
         self._forgetting: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
         self._lease_renewed = 0.0
 
     def wake(self) -> None:
@@ -168,6 +169,10 @@ class Dispatcher:
 
     async def _ask_full_trainers(self) -> None:
         """A trainer that refused for want of room is given work again once it has some."""
+        if self._full and (self._asking is None or self._asking.done()):
+            self._asking = self._beside(self._ask_round())
+
+    async def _ask_round(self) -> None:
         for trainer_id in tuple(self._full):
             trainer = await self._database.read(trainers.find, trainer_id)
             if trainer is None or not trainer.alive(times.now()):
@@ -182,6 +187,7 @@ class Dispatcher:
             running = sum(not training.finished for training in answer.trainings)
             if running < answer.capacity:
                 self._full.discard(trainer_id)
+                self.wake()
 
     async def _forget(self) -> None:
         """Lets trainers drop the events of attempts that are over; beside the rounds."""
@@ -236,7 +242,9 @@ class Dispatcher:
     def _followed(self, operation_id: str, task: asyncio.Task[None]) -> None:
         self._followers.pop(operation_id, None)
         if not task.cancelled() and task.exception() is not None:
+            # The next round takes it up again; not at once, lest it fail without a pause.
             _log.error("follower failed", operation_id=operation_id, exc_info=task.exception())
+            return
         self.wake()
 
     def _refused(self, trainer_id: str) -> None:

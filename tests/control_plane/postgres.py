@@ -37,7 +37,7 @@ class PostgresProcess:
     def start(self) -> bool:
         if self._user is not None:
             os.chown(self._folder, self._user, self._user)
-        options = ["-D", self._folder / "data"]
+        options = ["-D", str(self._folder / "data")]
         try:
             subprocess.run(
                 [BINARIES / "initdb", *options, "-U", "postgres", "-A", "trust", "--no-sync"],

@@ -56,7 +56,7 @@ class ScriptedTraining:
             operation_id=self.operation_id,
             attempt=self.attempt,
             index=len(self.durable) + 1,
-            position={"step": step, "total_steps": 100, "fraction": fraction},
+            position=progress_pb2.TrainingPosition(step=step, total_steps=100, fraction=fraction),
             **event,
         )
         word.time.GetCurrentTime()
@@ -70,8 +70,10 @@ class ScriptedTraining:
         self.shown = TrainingProgress(
             operation_id=self.operation_id,
             attempt=self.attempt,
-            position={"step": step, "total_steps": 100, "fraction": step / 100},
-            step_metrics={"loss": loss, "learning_rate": 0.1, "examples_per_second": 1.0},
+            position=progress_pb2.TrainingPosition(step=step, total_steps=100, fraction=step / 100),
+            step_metrics=progress_pb2.StepMetrics(
+                loss=loss, learning_rate=0.1, examples_per_second=1.0
+            ),
         )
         self._wake()
 

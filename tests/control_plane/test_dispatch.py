@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from functools import partial
+from typing import Any
 
 from everstep.control.v1.operations_pb2 import (
     OPERATION_STATE_CANCELLED,
@@ -51,6 +53,14 @@ def assert_whole(events: list[OperationEvent]) -> None:
         assert indexes == list(range(1, len(indexes) + 1))
 
 
+def has_more(requests: list[Any], count: int) -> bool:
+    return len(requests) > count
+
+
+def has_index(index: int, event: OperationEvent) -> bool:
+    return event.progress.index == index
+
+
 def changes(events: list[OperationEvent]) -> list[str]:
     return [event.state_changed.reason for event in events if event.HasField("state_changed")]
 
@@ -93,9 +103,9 @@ async def test_a_broken_stream_is_taken_up_after_the_last_event(
     for number in range(1, 4):
         watches = len(trainer.watch_requests)
         trainer.break_streams()
-        await until(lambda n=watches: len(trainer.watch_requests) > n, "a watch")
+        await until(partial(has_more, trainer.watch_requests, watches), "a watch")
         training.epoch(number)
-        await client.watch(operation_id, lambda event, n=number: event.progress.index == n + 1)
+        await client.watch(operation_id, partial(has_index, number + 1))
     training.complete()
     operation = await client.until_state(operation_id, OPERATION_STATE_COMPLETED)
     assert len(operation.attempts) == 1
@@ -168,6 +178,22 @@ async def test_attempts_lost_in_a_row_are_counted_until_one_gets_further(
     assert "3 attempts in a row" in operation.error.message
     assert "restarted" in operation.error.message
     assert operation.resumable
+
+
+async def test_a_trainer_that_leaves_out_an_event_is_given_up(
+    client: Client, trainer: ScriptedTrainer
+) -> None:
+    def leave_out(training: ScriptedTraining) -> None:
+        training.epoch(0)
+        training.epoch(1)
+        training.durable[1].index = 3
+
+    trainer.script = leave_out
+    operation_id = await client.create(restart_policy={"max_attempts": 1})
+    operation = await client.until_state(operation_id, OPERATION_STATE_FAILED)
+    assert operation.attempts[0].end == "LOST"
+    assert "left out event 2" in operation.error.message
+    assert_whole(await client.watch(operation_id))
 
 
 async def test_a_full_trainer_is_asked_again_when_it_has_room(

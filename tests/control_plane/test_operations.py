@@ -202,16 +202,15 @@ async def test_a_named_checkpoint_is_used_until_the_resume_has_its_own(
     error = await refused(client.resume(operation_id, checkpoint_id="ck-of-another"))
     assert error.reason is Reason.CHECKPOINT_NOT_FOUND
     await client.resume(operation_id, checkpoint_id=older)
-    restarted = {"restartable": True, "message": "lost"}
     second = await trainer.begun(operation_id, 2)
     assert second.request.checkpoint.checkpoint_id == older
-    second.fail(Reason.TRAINER_RESTARTED, **restarted)
+    second.fail(Reason.TRAINER_RESTARTED, restartable=True)
     # Lost before it had a checkpoint: the named one again, not the newer one of before.
     third = await trainer.begun(operation_id, 3)
     assert third.request.checkpoint.checkpoint_id == older
     own = checkpoint(third, 15)
     third.commit(own)
-    third.fail(Reason.TRAINER_RESTARTED, **restarted)
+    third.fail(Reason.TRAINER_RESTARTED, restartable=True)
     fourth = await trainer.begun(operation_id, 4)
     assert fourth.request.checkpoint.checkpoint_id == own.reference.checkpoint_id
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 
 import pytest
 
@@ -26,6 +27,10 @@ from tests.services.processes import ServiceProcess
 EVENTS = 1500
 
 
+def has_come_to(sequence: int, event: OperationEvent) -> bool:
+    return event.sequence >= sequence
+
+
 async def test_watchers_from_anywhere_miss_nothing_while_events_are_appended(
     client: Client, trainer: ScriptedTrainer
 ) -> None:
@@ -40,9 +45,7 @@ async def test_watchers_from_anywhere_miss_nothing_while_events_are_appended(
         cursor = begin_at
         while True:
             stop_after = cursor + numbers.randint(1, 400)
-            part = await client.watch(
-                operation_id, lambda event, n=stop_after: event.sequence >= n, cursor
-            )
+            part = await client.watch(operation_id, partial(has_come_to, stop_after), cursor)
             seen += [event.sequence for event in part if event.sequence]
             cursor = seen[-1] if seen else cursor
             if part and part[-1].state_changed.reason == "COMPLETED":
