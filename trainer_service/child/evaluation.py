@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal
 
 import torch
 from torch import nn
@@ -12,6 +12,12 @@ from trainer_service.child.batches import evaluation_batches
 from trainer_service.child.randomness import reseed
 
 Task = Literal["classification", "regression"]
+
+#: The metrics of an evaluation, without their prefix.
+METRICS: Final[Mapping[Task, tuple[str, ...]]] = {
+    "classification": ("loss", "accuracy"),
+    "regression": ("loss", "mae", "r2"),
+}
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from everstep.errors import EverstepError, FieldViolation, Reason
 from everstep.strategy import strategy_content
 from everstep.training.v1.strategy_pb2 import TrainingStrategy
 from trainer_service.child.cadence import CheckpointPolicy
-from trainer_service.child.evaluation import evaluate
+from trainer_service.child.evaluation import METRICS, evaluate
 from trainer_service.child.events import CancellationToken, PhaseChanged, ProgressCallback
 from trainer_service.child.model_trainer import (
     CheckpointCallback,
@@ -31,6 +31,8 @@ from trainer_service.strategies.optimizers import build_optimizer
 from trainer_service.strategies.schedulers import build_scheduler, schedule_depends_on_total
 
 _PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+#: Schedulers that compute every rate from limits of their own.
+_OWN_LIMITS = frozenset({"OneCycleLR", "CyclicLR"})
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class TrainingPipeline:
         )
         self._data_loaded(data)
         epochs = _epochs(strategy, overrides)
+        _check_learning_rate(strategy, overrides)
         reseed(strategy.seed, "model")
         model = build_model(
             strategy.model, data.input_shape, data.output_size, self._settings.allowed_packages
@@ -114,7 +117,7 @@ class TrainingPipeline:
             task=task,
             accumulate=training.accumulate,
             gradient_clip=training.gradient_clip,
-            monitor=_monitor(strategy, data),
+            monitor=monitored_metric(strategy, data),
             patience=stopping.patience if stopping is not None else None,
             min_delta=stopping.min_delta if stopping is not None else 0.0,
             scheduler_interval=strategy.scheduler.interval or "epoch",
@@ -204,21 +207,43 @@ def _epochs(strategy: TrainingStrategy, overrides: Mapping[str, Any]) -> int:
     return epochs
 
 
-def _monitor(strategy: TrainingStrategy, data: LoadedData) -> str:
-    default = "val_loss" if len(data.validation) else "train_loss"
+def monitored_metric(strategy: TrainingStrategy, data: LoadedData) -> str:
+    """The metric that decides on the best epoch and on early stopping.
+
+    Raises:
+        EverstepError: INVALID_STRATEGY when the training has no such metric.
+    """
+    names = ["train_loss"]
+    if len(data.validation):
+        names = [f"val_{name}" for name in METRICS[task_of_loss(strategy.loss)]] + names
     if not strategy.training.HasField("early_stopping"):
-        return default
+        return names[0]
     monitor = strategy.training.early_stopping.monitor
+    if monitor in names:
+        return monitor
     if monitor.startswith("val_") and not len(data.validation):
-        raise EverstepError(
-            Reason.INVALID_STRATEGY,
-            f"early stopping looks at {monitor}, but no data is set aside for validation; set "
-            "data.split.validation, or monitor train_loss",
-            violations=[
-                FieldViolation("training.early_stopping.monitor", "there is no validation data")
-            ],
+        description = (
+            f"{monitor} needs validation data; set data.split.validation, or monitor train_loss"
         )
-    return monitor
+    else:
+        description = f"there is no metric {monitor!r}; there are {', '.join(names)}"
+    raise EverstepError(
+        Reason.INVALID_STRATEGY,
+        f"the strategy is refused: training.early_stopping.monitor: {description}",
+        violations=[FieldViolation("training.early_stopping.monitor", description)],
+    )
+
+
+def _check_learning_rate(strategy: TrainingStrategy, overrides: Mapping[str, Any]) -> None:
+    """A schedule that computes every rate from limits of its own would overwrite the override."""
+    if "learning_rate" in overrides and strategy.scheduler.name in _OWN_LIMITS:
+        raise EverstepError(
+            Reason.INVALID_REQUEST,
+            f"{strategy.scheduler.name} sets every learning rate itself, from its own limits: "
+            "learning_rate would have no effect; start a new training from this checkpoint with "
+            "another scheduler instead (from_checkpoint)",
+            violations=[FieldViolation("overrides.learning_rate", "the schedule overwrites it")],
+        )
 
 
 def _in_precision(data: LoadedData, dtype: torch.dtype) -> LoadedData:

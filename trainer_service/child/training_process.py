@@ -41,7 +41,11 @@ from trainer_service.child.randomness import prepare_threads
 from trainer_service.child.reporting import progress_message
 from trainer_service.child.resume_context import TrainingResumeContext
 from trainer_service.child.snapshot import DTYPE_WORDS, SnapshotSlots
-from trainer_service.child.training_pipeline import PipelineSettings, TrainingPipeline
+from trainer_service.child.training_pipeline import (
+    PipelineSettings,
+    TrainingPipeline,
+    monitored_metric,
+)
 from trainer_service.strategies.data import LoadedData
 
 #: The exit code of a process whose trainer is gone.
@@ -58,6 +62,7 @@ class TrainingProcess:
         self._token = CancellationToken()
         self._fingerprint: dict[str, str] = {}
         self._data_digest = ""
+        self._monitor = ""
         self._strategy = TrainingStrategy()
         json_format.ParseDict(train.strategy, self._strategy)
 
@@ -120,6 +125,7 @@ class TrainingProcess:
 
     def _compare_data(self, data: LoadedData) -> None:
         self._data_digest = data.digest
+        self._monitor = monitored_metric(self._strategy, data)
         if self._train.data_digest and self._train.data_digest != data.digest:
             raise EverstepError(
                 Reason.ENVIRONMENT_MISMATCH,
@@ -146,18 +152,14 @@ class TrainingProcess:
                 epoch=context.start_epoch,
                 step=context.step,
                 metrics=history[-1].metrics if history else {},
-                monitor=self._monitor(),
-                monitor_value=history[-1].metrics.get(self._monitor()) if history else None,
+                monitor=self._monitor,
+                monitor_value=history[-1].metrics.get(self._monitor) if history else None,
                 fingerprint=self._fingerprint,
                 data_digest=self._data_digest,
                 stall_seconds=time.monotonic() - began,
             )
         )
         return True
-
-    def _monitor(self) -> str:
-        training = self._strategy.training
-        return training.early_stopping.monitor or "val_loss"
 
     def _listen(self) -> None:
         """Hears the trainer; ends this process when it is gone."""
