@@ -1,0 +1,277 @@
+"""`everstep ops`, `show`, `cancel`, `checkpoint`, `delete`, `diff`: operations."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from everstep.cli.console import (
+    Address,
+    OperationName,
+    Output,
+    OutputFormat,
+    ago,
+    connect,
+    data,
+    duration,
+    messages,
+    print_json,
+    print_rows,
+    size,
+    words,
+)
+from everstep.client import FINAL_STATES, Client
+from everstep.control.v1.operations_pb2 import Operation, OperationState
+from everstep.errors import EverstepError, Reason
+
+State = Annotated[
+    list[str] | None,
+    typer.Option(metavar="STATE", help="pending, running, cancelling, completed, failed, ..."),
+]
+
+
+def ops(
+    state: State = None,
+    resumable: Annotated[
+        bool, typer.Option("--resumable", help="Only those that can be taken up again.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 50,
+    address: Address = "",
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """List operations, newest first."""
+    states = [_state(name) for name in state or []]
+    with connect(address) as client:
+        found = []
+        for operation in client.operations(states, resumable):
+            found.append(operation)
+            if len(found) == limit:
+                break
+    if output is OutputFormat.JSON:
+        for operation in found:
+            print_json(operation)
+        return
+    if not found:
+        messages().print("no operations; start one with `everstep train STRATEGY.yaml`")
+        return
+    print_rows(
+        ("OPERATION", "NAME", "STATE", "DONE", "EPOCH", "STEP", "ATTEMPTS", "CREATED"),
+        (
+            (
+                operation.operation_id,
+                operation.display_name,
+                _state_name(operation),
+                f"{operation.position.fraction:.0%}",
+                f"{operation.position.epoch}/{operation.position.total_epochs}",
+                str(operation.position.step),
+                str(len(operation.attempts)),
+                ago(operation.create_time),
+            )
+            for operation in found
+        ),
+    )
+
+
+def show(
+    operation: OperationName, address: Address = "", output: Output = OutputFormat.TABLE
+) -> None:
+    """Everything about one operation."""
+    with connect(address) as client:
+        found = client.operation(client.find_operation(operation))
+    if output is OutputFormat.JSON:
+        print_json(found)
+        return
+    console = data()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in _facts(found):
+        table.add_row(name, escape(value))
+    console.print(table)
+    if found.attempts:
+        console.print()
+        print_rows(
+            ("ATTEMPT", "TRAINER", "STEPS", "END", "REASON"),
+            (
+                (
+                    str(attempt.number),
+                    attempt.trainer_id,
+                    f"{attempt.first_step}-{attempt.last_step}",
+                    attempt.end.lower().replace("_", " ") or "running",
+                    attempt.end_reason,
+                )
+                for attempt in found.attempts
+            ),
+        )
+
+
+def cancel(
+    operation: OperationName,
+    discard: Annotated[
+        bool, typer.Option("--discard", help="Without a checkpoint: what is not saved is lost.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Until it has stopped, with its checkpoint.")
+    ] = True,
+    address: Address = "",
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """Stop an operation after its current step, with a checkpoint to resume from."""
+    with connect(address) as client:
+        name = client.find_operation(operation)
+        cancelled = client.cancel(name, discard=discard)
+        if wait and cancelled.state not in FINAL_STATES:
+            messages().print(f"{name} is stopping; its last step is being saved")
+            for _ in client.watch(name, cancelled.last_sequence):
+                pass
+            cancelled = client.operation(name)
+    if output is OutputFormat.JSON:
+        print_json(cancelled)
+        return
+    print(f"{name} {_state_name(cancelled)}")
+    if cancelled.resumable:
+        step = cancelled.latest_checkpoint.step
+        messages().print(f"  saved at step {step}; everstep resume {name}")
+
+
+def checkpoint(operation: OperationName, address: Address = "") -> None:
+    """Take a checkpoint now, after the current step."""
+    with connect(address) as client:
+        name = client.find_operation(operation)
+        after = client.operation(name).last_sequence
+        client.checkpoint_now(name)
+        for event in client.watch(name, after):
+            if event.progress.HasField("checkpoint_committed"):
+                print(event.progress.checkpoint_committed.checkpoint.reference.checkpoint_id)
+                return
+    raise EverstepError(Reason.NOT_RUNNING, f"{name} ended before the checkpoint was taken")
+
+
+def delete(
+    operation: OperationName,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    address: Address = "",
+) -> None:
+    """Delete a finished operation, its log and its checkpoints."""
+    with connect(address) as client:
+        name = client.find_operation(operation)
+        if not yes:
+            typer.confirm(f"delete {name} with all its checkpoints?", abort=True, err=True)
+        client.delete_operation(name)
+    print(f"{name} deleted")
+
+
+def diff(
+    first: Annotated[str, typer.Argument(metavar="OP")],
+    second: Annotated[str, typer.Argument(metavar="OP")],
+    address: Address = "",
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """Did two operations end in the same bytes? Exit code 0 when they did, 1 when not."""
+    with connect(address) as client:
+        left, right = (_finished(client, name) for name in (first, second))
+        epoch = _first_difference(client, left.operation_id, right.operation_id)
+    kinds = sorted({*left.result.digests, *right.result.digests})
+    same = {kind: left.result.digests[kind] == right.result.digests[kind] for kind in kinds}
+    if output is OutputFormat.JSON:
+        print_json({"same": all(same.values()), "kinds": same, "first_different_epoch": epoch})
+    else:
+        print_rows(
+            ("", left.operation_id, right.operation_id, ""),
+            (
+                (
+                    kind,
+                    left.result.digests[kind][:16],
+                    right.result.digests[kind][:16],
+                    "same" if same[kind] else "DIFFERENT",
+                )
+                for kind in kinds
+            ),
+        )
+        if epoch is not None:
+            messages().print(f"their histories part in epoch {epoch + 1}")
+    if not all(same.values()):
+        raise typer.Exit(1)
+
+
+def _finished(client: Client, name: str) -> Operation:
+    operation = client.operation(client.find_operation(name))
+    if not operation.result.digests:
+        raise EverstepError(
+            Reason.NOT_FINISHED,
+            f"{operation.operation_id} is {_state_name(operation)}: only completed operations "
+            "have a result to compare",
+        )
+    return operation
+
+
+def _first_difference(client: Client, left: str, right: str) -> int | None:
+    """The first epoch whose metrics are not the same to the last bit."""
+    histories = [
+        {
+            event.progress.epoch_completed.epoch: dict(event.progress.epoch_completed.metrics)
+            for event in client.watch(name)
+            if event.progress.HasField("epoch_completed")
+        }
+        for name in (left, right)
+    ]
+    epochs = sorted({*histories[0], *histories[1]})
+    return next((e for e in epochs if histories[0].get(e) != histories[1].get(e)), None)
+
+
+def _facts(operation: Operation) -> list[tuple[str, str]]:
+    position, saved = operation.position, operation.latest_checkpoint
+    facts = [
+        ("operation", operation.operation_id),
+        ("name", operation.display_name),
+        ("state", _state_name(operation)),
+        ("waits for", operation.waiting_for),
+        ("created", ago(operation.create_time)),
+        ("labels", ", ".join(f"{k}={v}" for k, v in sorted(operation.labels.items()))),
+        (
+            "position",
+            f"epoch {position.epoch}/{position.total_epochs}, step {position.step}/"
+            f"{position.total_steps} ({position.fraction:.0%})",
+        ),
+        ("left", duration(position.eta_seconds) if position.eta_seconds else ""),
+        ("metrics", "  ".join(f"{k} {v:.5g}" for k, v in sorted(operation.metrics.items()))),
+    ]
+    if saved.reference.checkpoint_id:
+        at_risk = position.step - saved.step
+        facts.append(
+            (
+                "checkpoint",
+                f"{saved.reference.checkpoint_id}, {size(saved.logical_bytes)}, "
+                f"{ago(saved.create_time)}; {at_risk} steps since",
+            )
+        )
+    if operation.error.reason:
+        facts.append(("error", f"{operation.error.message} ({operation.error.reason})"))
+        facts += [(f"  {v.field}", v.description) for v in operation.error.violations]
+    if operation.result.digests:
+        facts.append(("state digest", operation.result.digests["state"]))
+    if operation.parent_operation_id:
+        facts.append(("forked from", operation.parent_operation_id))
+    facts.append(("strategy digest", operation.strategy_digest))
+    return [(name, value) for name, value in facts if value]
+
+
+def _state(name: str) -> OperationState.ValueType:
+    try:
+        return OperationState.Value(f"OPERATION_STATE_{name.upper()}")
+    except ValueError:
+        known = ", ".join(
+            words(state, "OPERATION_STATE_")
+            for state, _ in OperationState.items()
+            if not state.endswith("UNSPECIFIED")
+        )
+        raise EverstepError(
+            Reason.INVALID_REQUEST, f"there is no state {name!r}; there are {known}"
+        ) from None
+
+
+def _state_name(operation: Operation) -> str:
+    return words(OperationState.Name(operation.state), "OPERATION_STATE_")
