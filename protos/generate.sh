@@ -17,3 +17,6 @@ PATH="$(dirname "$python"):$PATH"
 for stub in $(find "$output"/everstep -name '*_pb2_grpc.py'); do
     grep -q 'class .*Servicer' "$stub" || rm -f "$stub" "${stub}i"
 done
+for folder in $(cd protos && find everstep -type d); do
+    touch "$output/$folder/__init__.py"
+done
