@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.strategy_pb2 import TrainingStrategy
@@ -23,6 +24,8 @@ class WatchedPipeline(TrainingPipeline):
     """Notes the context that each part of the chain is given."""
 
     given: dict[str, Any]
+    #: What was evaluated on the held-out data.
+    tested: list[tuple[ModelTrainer, LoadedData, ModelTrainerConfig]]
 
     def train_model(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         # The last of its parameters, however it is passed.
@@ -33,6 +36,7 @@ class WatchedPipeline(TrainingPipeline):
         self, trainer: ModelTrainer, data: LoadedData, config: ModelTrainerConfig
     ) -> dict[str, float]:
         self.given["ModelTrainer"] = trainer.resume_context
+        self.tested.append((trainer, data, config))
         return super().evaluate(trainer, data, config)
 
 
@@ -45,6 +49,7 @@ class Training:
     epochs: list[int] = field(default_factory=list)
     result: dict[str, Any] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
+    tested: list[tuple[ModelTrainer, LoadedData, ModelTrainerConfig]] = field(default_factory=list)
     token: CancellationToken = field(default_factory=CancellationToken)
     #: Optimizer steps after which it is cancelled.
     cancel_after: int | None = None
@@ -58,7 +63,7 @@ class Training:
             cancellation_token=self.token,
             checkpoint_callback=self._keep,
         )
-        pipeline.given = self.given
+        pipeline.given, pipeline.tested = self.given, self.tested
         self.result = pipeline.train_strategy(
             self.strategy, overrides or {}, resume_context=context
         )
@@ -98,6 +103,21 @@ def test_diabetes_is_ended_by_early_stopping() -> None:
     assert whole.result["stopped_early"]
     assert whole.result["best_epoch"] < whole.result["epochs"] - 1 < 39
     assert "val_loss" in whole.result["stop_reason"]
+
+
+def test_the_best_weights_are_what_the_held_out_data_is_evaluated_with() -> None:
+    whole = Training(STRATEGIES["diabetes"]).run()
+    ((trainer, data, config),) = whole.tested
+    losses = {}
+    for kind in ("best_weights", "weights"):
+        trainer.model.load_state_dict(whole.snapshots[-1].tensors[kind])
+        trainer.model.eval()
+        with torch.no_grad():
+            outputs = trainer.model(data.test.inputs)
+        losses[kind] = float(trainer.loss(outputs, data.test.targets))
+    assert len(data.test) <= config.batch_size
+    assert whole.result["metrics"]["test_loss"] == losses["best_weights"]
+    assert losses["best_weights"] != losses["weights"]
 
 
 def test_every_part_is_given_the_same_context() -> None:
