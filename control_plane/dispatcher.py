@@ -85,6 +85,11 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Works until cancelled; what fails is tried again in the next round."""
+        async with asyncio.TaskGroup() as beside:
+            beside.create_task(self._leases.keep_running())
+            await self._run_rounds()
+
+    async def _run_rounds(self) -> None:
         while True:
             self._woken.clear()
             for step in (self._take_over, self._ask_full_trainers, self._assign, self._forget):
@@ -136,7 +141,6 @@ class Dispatcher:
 
     async def _take_over(self) -> None:
         """Follows every attempt that is this control plane's, or whose own has gone."""
-        self._leases.still_running()
         mine = await self._database.read(
             operations.owned_or_abandoned, _ATTEMPT_STATES, self._owner, times.now()
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from control_plane import times
@@ -20,8 +21,13 @@ class TrainerLeases:
         self._last_seen_running = time.monotonic()
         self._grace_end = times.after(lease_seconds)
 
-    def still_running(self) -> None:
-        """Said often by the dispatcher; a long silence means that the control plane was away."""
+    async def keep_running(self) -> None:
+        """Runs until cancelled, to notice when the control plane itself was away."""
+        while True:
+            self._notice_absence()
+            await asyncio.sleep(self.lease_seconds / 10)
+
+    def _notice_absence(self) -> None:
         now = time.monotonic()
         if now - self._last_seen_running > self.lease_seconds / 2:
             self._grace_end = times.after(self.lease_seconds)
@@ -31,5 +37,5 @@ class TrainerLeases:
         """Whether the trainer's lease has ended; one that is unknown never had one."""
         if trainer is None:
             return True
-        self.still_running()
+        self._notice_absence()
         return times.now() > max(trainer.lease_expire_time, self._grace_end)

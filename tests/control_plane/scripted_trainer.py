@@ -158,14 +158,23 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
         self.address = serving.bind(self._server, self.address)
         await self._server.start()
         await self.announce()
-        self._heartbeat = asyncio.create_task(self._beat())
+        if self._heartbeat is None or self._heartbeat.done():
+            self._heartbeat = asyncio.create_task(self._beat())
         return self
 
     async def stop(self) -> None:
         """Gone, without a word."""
+        await self.fall_silent()
+        await self.stop_serving()
+
+    async def fall_silent(self) -> None:
+        """No heartbeat any more; its streams stay open."""
         if self._heartbeat is not None:
             self._heartbeat.cancel()
             await asyncio.gather(self._heartbeat, return_exceptions=True)
+
+    async def stop_serving(self) -> None:
+        """It cannot be reached any more; its heartbeat goes on."""
         if self._server is not None:
             await self._server.stop(0)
             self._server = None

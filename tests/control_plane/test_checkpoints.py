@@ -260,7 +260,11 @@ async def test_a_pinned_checkpoint_and_the_newest_of_a_running_operation_stay(
 async def test_a_damaged_checkpoint_is_named_and_a_good_one_offered(
     client: Client, trainer: ScriptedTrainer, store: BlobStore, folder: Path
 ) -> None:
-    _, [good, bad] = await finished_with(client, trainer, store, [10, 20])
+    operation_id, [good, bad] = await finished_with(client, trainer, store, [10, 20])
+
+    async def newest_step() -> int:
+        return (await client.get(operation_id)).latest_checkpoint.step
+
     verify = client.checkpoints.VerifyCheckpoint
     checked = await verify(VerifyCheckpointRequest(checkpoint_id=bad.reference.checkpoint_id))
     assert (checked.blobs, checked.bytes) == (2, bad.logical_bytes)
@@ -276,6 +280,10 @@ async def test_a_damaged_checkpoint_is_named_and_a_good_one_offered(
     assert weights.digest[:12] in error.message
     assert good.reference.checkpoint_id in error.message
     assert error.metadata["newest_good_checkpoint_id"] == good.reference.checkpoint_id
+    assert await newest_step() == 10
+    path.write_bytes(intact)
+    await verify(VerifyCheckpointRequest(checkpoint_id=bad.reference.checkpoint_id))
+    assert await newest_step() == 20
 
 
 async def test_urls_give_the_bytes_of_a_part(
@@ -312,6 +320,7 @@ async def test_garbage_is_what_no_manifest_names_and_is_old(
     assert usage.logical_bytes == live.logical_bytes
 
     # Young garbage stays: an upload may rely on it.
+    assert (await collect(client, dry_run=True)).removed_blobs == 0
     assert (await collect(client)).removed_blobs == 0
     age(folder, 2 * HOUR)
     planned = await collect(client, dry_run=True)

@@ -364,6 +364,42 @@ async def test_a_trainer_lost_while_cancelling_ends_in_cancelled(
     assert len(operation.attempts) == 1
 
 
+async def test_a_training_that_was_cancelled_before_it_began_is_never_begun(
+    client: Client, trainer: ScriptedTrainer
+) -> None:
+    await trainer.stop_serving()
+    operation_id = await client.create()
+    await client.until_state(operation_id, OPERATION_STATE_RUNNING)
+    await client.cancel(operation_id)
+    await trainer.start()
+    await client.until_state(operation_id, OPERATION_STATE_CANCELLED)
+    assert not trainer.begin_requests
+
+
+async def test_a_frozen_trainer_whose_stream_stays_open_is_lost(
+    client: Client, start_trainer: StartTrainer
+) -> None:
+    frozen = await start_trainer("trainer-1")
+    operation_id = await client.create()
+    await frozen.begun(operation_id)
+    await frozen.fall_silent()
+    other = await start_trainer("trainer-2")
+    (await other.begun(operation_id, 2)).complete()
+    operation = await client.until_state(operation_id, OPERATION_STATE_COMPLETED)
+    assert operation.attempts[0].end == "LOST"
+
+
+async def test_a_trainer_that_announces_a_wrong_address_holds_no_operation_forever(
+    client: Client, trainer: ScriptedTrainer
+) -> None:
+    await trainer.stop_serving()
+    operation_id = await client.create(restart_policy={"max_attempts": 1})
+    operation = await client.until_state(operation_id, OPERATION_STATE_FAILED)
+    assert operation.attempts[0].end == "LOST"
+    assert "EVERSTEP_ADVERTISE" in operation.error.message
+    assert trainer.address in operation.error.message
+
+
 async def test_a_checkpoint_is_asked_of_the_trainer(
     client: Client, trainer: ScriptedTrainer
 ) -> None:
@@ -414,9 +450,14 @@ async def test_a_control_plane_away_longer_than_the_lease_keeps_the_attempt(
     training.epoch(0)
     await client.watch(operation_id, lambda event: event.progress.index == 1)
     control_plane.kill()
+    await trainer.stop()
     lease_end = time.monotonic() + 2 * LEASE_SECONDS
     await until(lambda: time.monotonic() > lease_end, "the lease to end meanwhile")
     control_plane.start()
+    # Its lease has ended by the clock, but nobody was there to hear it.
+    tried_by = time.monotonic() + LEASE_SECONDS / 4
+    await until(lambda: time.monotonic() > tried_by, "the trainer to be missed")
+    await trainer.start()
     training.epoch(1)
     training.complete()
     operation = await client.until_state(operation_id, OPERATION_STATE_COMPLETED)

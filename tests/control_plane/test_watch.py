@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
@@ -11,7 +12,7 @@ from functools import partial
 import pytest
 
 from control_plane.database.session import Database
-from control_plane.event_log import EventLog
+from control_plane.event_log import POLL_SECONDS, EventLog
 from control_plane.operations import Operations
 from everstep.control.v1.operations_pb2 import (
     OPERATION_STATE_COMPLETED,
@@ -29,6 +30,11 @@ EVENTS = 1500
 
 def has_come_to(sequence: int, event: OperationEvent) -> bool:
     return event.sequence >= sequence
+
+
+def is_epoch(number: int, event: OperationEvent) -> bool:
+    progress = event.progress
+    return progress.HasField("epoch_completed") and progress.epoch_completed.epoch == number
 
 
 async def test_watchers_from_anywhere_miss_nothing_while_events_are_appended(
@@ -106,6 +112,44 @@ async def test_step_metrics_are_shown_but_not_kept(
     await client.until_state(operation_id, OPERATION_STATE_COMPLETED)
     replay = await client.watch(operation_id)
     assert not [e for e in replay if e.progress.HasField("step_metrics")]
+
+
+async def test_step_metrics_from_before_an_event_are_not_shown_after_it(
+    client: Client, trainer: ScriptedTrainer
+) -> None:
+    operation_id = await client.create()
+    training = await trainer.begun(operation_id)
+    training.show(step=5, loss=0.5)
+    await client.watch(operation_id, lambda e: e.progress.HasField("step_metrics"))
+    training.epoch(0)
+    await client.watch(operation_id, partial(is_epoch, 0))
+
+    def say_another_epoch(event: OperationEvent) -> bool:
+        if is_epoch(0, event):
+            training.epoch(1)
+        return is_epoch(1, event)
+
+    events = await client.watch(operation_id, say_another_epoch)
+    assert not [e for e in events if e.progress.HasField("step_metrics")]
+
+
+async def test_watchers_are_woken_not_left_to_look_again(
+    client: Client, trainer: ScriptedTrainer
+) -> None:
+    operation_id = await client.create()
+    training = await trainer.begun(operation_id)
+    rounds = 20
+    began = time.monotonic()
+
+    def answer(event: OperationEvent) -> bool:
+        number = event.progress.epoch_completed.epoch
+        if event.progress.HasField("epoch_completed") and number < rounds:
+            training.epoch(number + 1)
+        return is_epoch(rounds, event)
+
+    training.epoch(0)
+    await client.watch(operation_id, answer)
+    assert time.monotonic() - began < rounds * POLL_SECONDS / 2
 
 
 async def test_a_sequence_ahead_of_the_log_is_refused(client: Client) -> None:
