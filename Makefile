@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TORCH ?= torch==2.13.0
 STUBS := everstep/control everstep/trainer everstep/training buf
 
-.PHONY: setup protos check-protos lint format test demo clean help
+.PHONY: setup protos check-protos lint format test demo picture clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ check-protos: $(READY)
 	    || { echo "error: the stubs in $$folder are not those of protos/; run: make protos"; exit 1; }; \
 	done
 	@echo "stubs: as generated"
+
+## make picture       docs/images/demo.svg, from a real run of the demo
+picture: $(READY)
+	$(BIN)/python docs/images/record_demo.py
 
 ## make clean         .venv and what the tools leave behind
 clean:

@@ -7,6 +7,7 @@ because they all call `validate_message` and `resolve_strategy`.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from everstep.errors import EverstepError, FieldViolation, Reason
+from everstep.strategy_faults import find_faults
 from everstep.training.v1 import strategy_pb2
 
 #: A strategy file is read whole; nobody writes a longer one by hand.
@@ -38,7 +40,7 @@ def read_strategy(path: Path) -> strategy_pb2.TrainingStrategy:
     except (OSError, UnicodeDecodeError) as error:
         raise _refused(f"{path} cannot be read: {error}") from None
     try:
-        content = yaml.safe_load(text)
+        content = _StrictLoader(text).get_single_data()
     except yaml.YAMLError as error:
         place = " ".join(str(error).split())
         raise _refused(f"{path} is not valid YAML: {place}") from None
@@ -54,10 +56,13 @@ def parse_strategy(content: Any) -> strategy_pb2.TrainingStrategy:
     if not isinstance(content, dict):
         raise _refused("a strategy is a mapping with name, data, model, loss, optimizer, training")
     strategy = strategy_pb2.TrainingStrategy()
+    faults = list(find_faults(content, strategy.DESCRIPTOR))
+    if faults:
+        raise _violated("strategy", Reason.INVALID_STRATEGY, faults)
     try:
         json_format.ParseDict(content, strategy, ignore_unknown_fields=False)
-    except (json_format.ParseError, TypeError, ValueError, AttributeError) as error:
-        raise _refused(_readable_parse_error(str(error))) from None
+    except (json_format.ParseError, TypeError, ValueError) as error:
+        raise _refused(f"the strategy is refused: {' '.join(str(error).split())}") from None
     resolved = resolve_strategy(strategy)
     validate_message(resolved, Reason.INVALID_STRATEGY)
     return resolved
@@ -123,9 +128,8 @@ def validate_message(message: Message, reason: Reason = Reason.INVALID_REQUEST) 
         for violation in protovalidate.collect_violations(message)
     ]
     if violations:
-        listed = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
         subject = "strategy" if reason is Reason.INVALID_STRATEGY else "request"
-        raise EverstepError(reason, f"the {subject} is refused: {listed}", violations=violations)
+        raise _violated(subject, reason, violations)
 
 
 def _field_path(violation: protovalidate.Violation) -> str:
@@ -144,8 +148,28 @@ def _refused(message: str) -> EverstepError:
     return EverstepError(Reason.INVALID_STRATEGY, message)
 
 
-def _readable_parse_error(text: str) -> str:
-    """json_format's words, on one line and without the names of Python types."""
-    line = " ".join(text.split())
-    line = line.replace('Message type "everstep.training.v1.', 'unknown key: "')
-    return f"the strategy is refused: {line}"
+def _violated(subject: str, reason: Reason, violations: list[FieldViolation]) -> EverstepError:
+    listed = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
+    return EverstepError(reason, f"the {subject} is refused: {listed}", violations=violations)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which no key is given twice, and 1e-3 is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+# YAML 1.1 reads 1e-3 as a text, because it has no point.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
