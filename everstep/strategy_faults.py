@@ -20,6 +20,7 @@ _WHOLE: Final = frozenset(
     }
 )
 _UNSIGNED: Final = frozenset({FieldDescriptor.TYPE_UINT32, FieldDescriptor.TYPE_UINT64})
+_LONG: Final = frozenset({FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_UINT64})
 _STRUCT: Final = "google.protobuf.Struct"
 
 
@@ -68,6 +69,9 @@ def _value_faults(value: Any, field: FieldDescriptor, place: str) -> Iterator[Fi
         if not isinstance(value, bool):
             yield _expected("true or false", value, place)
     elif field.type in _WHOLE:
+        # Protobuf's own JSON writes numbers of 64 bits as texts.
+        if field.type in _LONG and isinstance(value, str) and value.lstrip("-").isdecimal():
+            value = int(value)
         whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
         if isinstance(value, bool) or not whole:
             yield _expected("a whole number", value, place)

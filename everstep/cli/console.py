@@ -111,9 +111,14 @@ def print_rows(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(header, no_wrap=True)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    if not console.is_terminal:
-        console.width = 200
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    console.width = 1000
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        console.print(line.rstrip(), markup=False, soft_wrap=True)
 
 
 def size(count: int) -> str:

@@ -13,6 +13,7 @@ from everstep.strategy import (
     parse_strategy,
     read_strategy,
     resolve_strategy,
+    strategy_content,
     strategy_digest,
     validate_message,
 )
@@ -148,6 +149,11 @@ def test_the_digest_speaks_of_what_decides_the_bytes() -> None:
         ("data.split", {"train": 0.8, "validation": 0.1, "test": 0.1}),
     ):
         assert strategy_digest(parse_strategy(changed(path, value))) != digest, path
+
+
+def test_what_was_written_out_can_be_read_again() -> None:
+    strategy = parse_strategy(changed("checkpoint.every_steps", 5) | {"seed": 3})
+    assert parse_strategy(strategy_content(strategy)) == strategy
 
 
 def test_defaults_are_filled_in() -> None:

@@ -1,0 +1,283 @@
+"""The command line as a person uses it: real services, real signals, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import safetensors.torch
+import yaml
+
+from checkpoint_store.digests import kind_digest, tensor_digest
+from everstep.strategy import strategy_content
+from tests.services.processes import PATIENCE_SECONDS, ServiceProcess, wait_for
+from tests.services.strategies import digits
+
+EVERSTEP = [str(Path(sys.executable).parent / "everstep")]
+Everstep = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def environment(address: str) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("EVERSTEP_")}
+    return {**inherited, "EVERSTEP_ADDRESS": address, "COLUMNS": "200"}
+
+
+@pytest.fixture
+def control_plane(
+    make_control_plane: Callable[..., ServiceProcess], make_trainer: Callable[..., ServiceProcess]
+) -> ServiceProcess:
+    control_plane = make_control_plane().start()
+    make_trainer(EVERSTEP_CONTROL_PLANE=control_plane.address).start()
+    return control_plane
+
+
+@pytest.fixture
+def everstep(control_plane: ServiceProcess, tmp_path: Path) -> Everstep:
+    def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        result = subprocess.run(
+            [*EVERSTEP, *arguments],
+            env=environment(control_plane.address),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+        )
+        assert result.returncode == code, result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+        return result
+
+    return run
+
+
+def write_strategy(folder: Path, name: str, epochs: int, **changes: Any) -> str:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(strategy_content(digits(epochs=epochs, **changes))))
+    return str(path)
+
+
+def test_detach_watch_cancel_resume_pull_and_diff(
+    control_plane: ServiceProcess, everstep: Everstep, tmp_path: Path
+) -> None:
+    strategy = write_strategy(tmp_path, "digits", epochs=5)
+    training = subprocess.Popen(
+        [*EVERSTEP, "train", strategy, "--name", "mine", "--label", "team=vision"],
+        env=environment(control_plane.address),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert training.stderr is not None
+    shown = []
+    for line in training.stderr:
+        shown.append(line)
+        if line.startswith("epoch"):
+            training.send_signal(signal.SIGINT)
+            break
+    shown += training.stderr.readlines()
+    assert training.wait(PATIENCE_SECONDS) == 0
+    said = re.search(r"everstep watch (op-\w+) --after (\d+)", "".join(shown))
+    assert said, shown
+    operation, after = said[1], int(said[2])
+
+    everstep("cancel", operation)
+    rest = [
+        json.loads(line)
+        for line in everstep(
+            "watch", operation[:9], "--after", str(after), "-o", "json"
+        ).stdout.splitlines()
+    ]
+    sequences = [int(event["sequence"]) for event in rest if event.get("sequence")]
+    assert sequences == list(range(after + 1, after + 1 + len(sequences)))
+    described = json.loads(everstep("show", operation, "-o", "json").stdout)
+    assert described["state"] == "OPERATION_STATE_CANCELLED"
+    assert described["labels"] == {"team": "vision"}
+    assert "mine" in everstep("ops", "--state", "cancelled", "--resumable").stdout
+
+    everstep("resume", operation)
+    other = everstep("train", strategy, "--detach").stdout.strip()
+    everstep("watch", other)
+    assert "DIFFERENT" not in everstep("diff", operation, other).stdout
+    changed = write_strategy(tmp_path, "changed", epochs=5, seed=12)
+    third = everstep("train", changed, "--detach").stdout.strip()
+    everstep("watch", third)
+    assert "DIFFERENT" in everstep("diff", operation, third, code=1).stdout
+
+    checkpoints = [
+        json.loads(line)
+        for line in everstep("checkpoints", "list", operation, "-o", "json").stdout.splitlines()
+    ]
+    newest = checkpoints[0]["reference"]["checkpoint_id"]
+    everstep("checkpoints", "verify", newest)
+    everstep("checkpoints", "pin", newest)
+    assert "CHECKPOINT_PINNED" in everstep("checkpoints", "delete", "-y", newest, code=3).stderr
+    everstep("pull", operation, "-o", "weights.safetensors")
+    weights = safetensors.torch.load_file(tmp_path / "weights.safetensors")
+    words = {"torch.float32": "F32", "torch.int64": "I64"}
+    digest = kind_digest(
+        (
+            name,
+            tensor_digest(
+                name, words[str(value.dtype)], tuple(value.shape), value.numpy().tobytes()
+            ),
+        )
+        for name, value in weights.items()
+    )
+    assert digest == checkpoints[0]["digests"]["weights"]
+    everstep("pull", operation, "-o", "weights.safetensors", code=2)
+    everstep("pull", operation, "--best", "-o", "best.safetensors")
+    usage = json.loads(everstep("usage", "-o", "json").stdout)
+    assert int(usage["checkpoints"]) >= 3
+    assert "would remove" in everstep("gc", "--dry-run").stdout
+    assert "trainer-1" in everstep("trainers").stdout
+
+
+def test_what_is_refused_is_said_in_one_line(everstep: Everstep, tmp_path: Path) -> None:
+    def error(*arguments: str, code: int) -> str:
+        lines = everstep(*arguments, code=code).stderr.splitlines()
+        assert lines[0].startswith("error: "), lines
+        return "\n".join(lines)
+
+    assert "OPERATION_NOT_FOUND" in error("show", "op-nowhere", code=3)
+    assert "INVALID_REQUEST" in error("show", "../../x", code=2)
+    assert "there is no file" in error("train", "nowhere.yaml", code=2)
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("name: x\nepoch: 3\ntraining: {epochs: many}\n")
+    said = error("train", str(broken), code=2)
+    assert "epoch: unknown key" in said
+    assert "training.epochs: expected a whole number" in said
+    assert "no state" in error("ops", "--state", "sleeping", code=2)
+    good = write_strategy(tmp_path, "good", epochs=1)
+    assert "is no label" in error("train", good, "--label", "x", code=2)
+    misspelt = write_strategy(tmp_path, "misspelt", epochs=1, loss="cross-entropy")
+    failed = everstep("train", misspelt, code=1)
+    assert "did you mean cross_entropy" in failed.stderr
+
+
+def test_no_control_plane(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [*EVERSTEP, "--help"], capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
+    assert result.returncode == 0
+    result = subprocess.run(
+        [*EVERSTEP, "ops"],
+        env=environment("127.0.0.1:1"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert result.returncode == 4
+    assert "everstep up" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+class Up:
+    """`everstep up` in a folder, on free ports."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "up.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*EVERSTEP, "up", "--port", "0", "--trainer-port", "0", "--store-port", "0"],
+                cwd=folder,
+                env=environment(""),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def ready(self) -> str:
+        """Its control plane's address, once all is up."""
+
+        def address() -> str | None:
+            assert self.process.poll() is None, self.log.read_text()
+            found = re.search(r"ready: .*--address (\S+)", self.log.read_text())
+            return found[1] if found else None
+
+        return wait_for(address, "`everstep up` to be ready")
+
+
+def healthy(address: str) -> bool:
+    return subprocess.run([*EVERSTEP, "healthy", address], capture_output=True).returncode == 0
+
+
+def test_up_keeps_its_services_running_and_takes_them_along(tmp_path: Path) -> None:
+    up = Up(tmp_path)
+    try:
+        address = up.ready()
+        assert healthy(address)
+        second = subprocess.run(
+            [*EVERSTEP, "up", "--port", "0"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+        )
+        assert second.returncode == 3
+        assert "another `everstep up` runs" in second.stderr
+
+        killed = next(
+            process
+            for process in psutil.Process(up.process.pid).children()
+            if process.cmdline()[-1] == "control_plane"
+        )
+        killed.kill()
+        wait_for(lambda: "starting it again" in up.log.read_text(), "the control plane's death")
+        wait_for(lambda: healthy(address), "the control plane to be back")
+
+        children = psutil.Process(up.process.pid).children(recursive=True)
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(PATIENCE_SECONDS) == 0
+        assert up.log.read_text().rstrip().endswith("stopped")
+        assert not [child for child in children if child.is_running()]
+    finally:
+        if up.process.poll() is None:
+            os.killpg(up.process.pid, signal.SIGKILL)
+
+
+def test_up_ends_what_a_killed_one_left_behind(tmp_path: Path) -> None:
+    first = Up(tmp_path)
+    first.ready()
+    left = psutil.Process(first.process.pid).children()
+    first.process.kill()
+    first.process.wait()
+    (tmp_path / "up.log").write_text("")
+    second = Up(tmp_path)
+    try:
+        second.ready()
+        assert not [process for process in left if process.is_running()]
+    finally:
+        second.process.send_signal(signal.SIGINT)
+        assert second.process.wait(PATIENCE_SECONDS) == 0
+
+
+def test_the_demo_says_so_when_the_bytes_differ(tmp_path: Path) -> None:
+    """The whole demo, with its comparison broken on purpose: only what was broken differs."""
+    result = subprocess.run(
+        [*EVERSTEP, "demo"],
+        env={**environment(""), "EVERSTEP_DEMO_BREAK": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=4 * PATIENCE_SECONDS,
+    )
+    assert result.returncode == 1, result.stdout + result.stderr
+    compared = {
+        line.split()[0]: line.split()[-1]
+        for line in result.stdout.splitlines()
+        if line.endswith(("same", "DIFFERENT"))
+    }
+    assert compared.pop("weights") == "DIFFERENT"
+    assert set(compared) == {"best_weights", "history", "optimizer", "progress", "state"}
+    assert set(compared.values()) == {"same"}
+    assert "signal SIGKILL" in result.stderr
+    assert "the trainer has ended" in result.stderr
