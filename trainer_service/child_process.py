@@ -70,12 +70,14 @@ class ChildProcess:
         frame = encode_word(word)
         loop = asyncio.get_running_loop()
         async with self._sending:
+            if self._connection.fileno() < 0:
+                return
             try:
                 if descriptors:
                     sent = socket.send_fds(self._connection, [frame[: HEADER.size]], descriptors)
                     frame = frame[sent:]
                 await loop.sock_sendall(self._connection, frame)
-            except (BrokenPipeError, ConnectionResetError):
+            except OSError:
                 return
 
     async def train(self, word: Train, slots: Sequence[int]) -> None:

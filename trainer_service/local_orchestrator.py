@@ -58,7 +58,8 @@ class LocalTrainingOrchestrator:
         self._settings = settings
         self._child: ChildProcess | None = None
         self._ending: Cancel | Shutdown | None = None
-        self._discarded = False
+        #: Set when nothing of the attempt is wanted any more.
+        self.discarded = asyncio.Event()
         self._expected_digests: Mapping[str, str] | None = None
         self._unreleased: set[int] = set()
         self._slot_released = asyncio.Event()
@@ -80,11 +81,11 @@ class LocalTrainingOrchestrator:
         """
         restarts = 0
         self._expected_digests = digests
-        while not self._discarded:
+        while not self.discarded.is_set():
             outcome, cause = await self._run_process(train, snapshot_taken, resume_context)
             if outcome is not None:
                 return outcome
-            if self._discarded:
+            if self.discarded.is_set():
                 break
             if restarts == self._settings.max_local_restarts:
                 return Failed(
@@ -102,7 +103,7 @@ class LocalTrainingOrchestrator:
         """Ends the training after its step, or at once when its state is not wanted."""
         self._ending = Cancel(discard)
         if discard:
-            self._discarded = True
+            self.discarded.set()
             if self._child is not None:
                 await self._child.stop()
         elif self._child is not None:
@@ -152,7 +153,7 @@ class LocalTrainingOrchestrator:
             await child.train(replace(train, resume=resume_context), self._slots.descriptors)
             for slot in keep - self._unreleased:
                 await child.send(SnapshotReleased(slot, stored=True))
-            if self._discarded:
+            if self.discarded.is_set():
                 await child.stop()
             elif self._ending is not None:
                 await child.send(self._ending)

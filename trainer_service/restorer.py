@@ -49,6 +49,6 @@ def check_strategy_digest(manifest: Manifest, strategy_digest: str) -> None:
             Reason.ENVIRONMENT_MISMATCH,
             f"checkpoint {manifest.checkpoint_id} was made with another strategy "
             f"({manifest.strategy_digest[:12]}, not {strategy_digest[:12]}); resume with the "
-            "strategy it was made with, or start a new training",
+            "strategy it was made with, or train the other one from the beginning",
             metadata={"differences": "strategy"},
         )

@@ -138,10 +138,22 @@ class TrainingWorker:
                 resume_context=resume_context,
                 digests=None if restored is None else restored.manifest.digests,
             )
-            await uploader.drain()
+            await self._drain(uploader)
         finally:
             await uploader.close()
         return self._last_word(outcome, uploader)
+
+    async def _drain(self, uploader: Uploader) -> None:
+        """Waits until all is stored, unless it is not wanted any more."""
+        waits = [
+            asyncio.create_task(uploader.drain()),
+            asyncio.create_task(self._orchestrator.discarded.wait()),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def _restore(self) -> RestoredCheckpoint | None:
         if self._request.checkpoint is None:

@@ -36,7 +36,10 @@ def train(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="May be given several times.")
     ] = None,
     from_checkpoint: Annotated[
-        str, typer.Option(metavar="CHECKPOINT", help="Begin with this checkpoint's state: a fork.")
+        str,
+        typer.Option(
+            metavar="CHECKPOINT", help="Begin with this checkpoint's state (same strategy): a fork."
+        ),
     ] = "",
     detach: Detach = False,
     address: Address = "",

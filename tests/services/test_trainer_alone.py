@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 
+from everstep.object_store_process import MinioProcess
 from everstep.trainer.v1 import trainer_pb2
 from everstep.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from everstep.training.v1.progress_pb2 import TrainingProgress
-from everstep.training.v1.strategy_pb2 import TrainingStrategy
+from everstep.training.v1.strategy_pb2 import StrategyOverrides, TrainingStrategy
 from tests.services.processes import ServiceProcess
 from tests.services.strategies import digits
 
@@ -265,3 +267,47 @@ def test_a_stopped_trainer_hands_its_training_over(
     assert last.failed.error.restartable
     assert last.failed.checkpoint.step > 3
     assert trainer.stop() == 0
+
+
+def test_more_epochs_end_as_if_they_had_been_asked_for_at_first(
+    make_trainer: MakeTrainer, connect: Connect
+) -> None:
+    stub = TrainerServiceStub(connect(make_trainer().start()))
+    schedule = {"scheduler": {"name": "StepLR", "args": {"step_size": 1, "gamma": 0.7}}}
+    shorter, longer = digits(epochs=1, **schedule), digits(epochs=3, **schedule)
+    reference = train_uninterrupted(stub, longer)
+    first = train_uninterrupted(stub, shorter)
+    resumed = list(
+        stub.ResumeTraining(
+            trainer_pb2.ResumeTrainingRequest(
+                strategy=shorter,
+                checkpoint=first.completed.result.checkpoint.reference,
+                overrides=StrategyOverrides(epochs=3),
+            )
+        )
+    )
+    assert resumed[-1].completed.result.epochs == 3
+    assert resumed[-1].completed.result.digests == reference.completed.result.digests
+
+
+def test_a_discard_does_not_wait_for_a_store_that_is_away(
+    make_trainer: MakeTrainer, connect: Connect, tmp_path: Path
+) -> None:
+    minio = MinioProcess(tmp_path / "own-minio", 0, "everstep", "everstep-secret")
+    minio.start()
+    minio.wait_ready(60)
+    try:
+        trainer = make_trainer(EVERSTEP_STORE_URL=minio.url("away")).start()
+        stub = TrainerServiceStub(connect(trainer))
+        request = trainer_pb2.StartTrainingRequest(
+            operation_id="op-away", strategy=digits(epochs=100, checkpoint={"every_steps": 0})
+        )
+        take_until(stub.StartTraining(request), lambda m: kind(m) == "step_metrics")
+    finally:
+        minio.stop()
+    stub.CancelTraining(trainer_pb2.CancelTrainingRequest(operation_id="op-away", attempt=1))
+    stub.CancelTraining(
+        trainer_pb2.CancelTrainingRequest(operation_id="op-away", attempt=1, discard=True)
+    )
+    watch = trainer_pb2.WatchTrainingRequest(operation_id="op-away", attempt=1)
+    assert kind(list(stub.WatchTraining(watch, timeout=20))[-1]) == "cancelled"

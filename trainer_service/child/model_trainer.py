@@ -224,19 +224,20 @@ class ModelTrainer:
         self._applied_overrides = context.applied_overrides
 
     def _apply_overrides(self) -> None:
-        """Loading a context has set the checkpoint's learning rate: an override comes after it."""
-        overrides = self.config.overrides
-        if not overrides or overrides == self._applied_overrides:
+        """Sets an asked learning rate once, after loading a context has set the checkpoint's.
+
+        More epochs are no state: the training is then that of the longer strategy.
+        """
+        rate = self.config.overrides.get("learning_rate")
+        if rate is None or self._applied_overrides.get("learning_rate") == rate:
             return
-        rate = overrides.get("learning_rate")
-        if rate is not None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-                if "initial_lr" in group:
-                    group["initial_lr"] = rate
-            if self.scheduler is not None and hasattr(self.scheduler, "base_lrs"):
-                self.scheduler.base_lrs = [rate for _ in self.optimizer.param_groups]
-        self._applied_overrides = dict(overrides)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+            if "initial_lr" in group:
+                group["initial_lr"] = rate
+        if self.scheduler is not None and hasattr(self.scheduler, "base_lrs"):
+            self.scheduler.base_lrs = [rate for _ in self.optimizer.param_groups]
+        self._applied_overrides = {"learning_rate": rate}
 
     def _train_epoch(self, examples: Any) -> None:
         """From the epoch's next batch to its last."""

@@ -200,8 +200,8 @@ def _epochs(strategy: TrainingStrategy, overrides: Mapping[str, Any]) -> int:
         raise EverstepError(
             Reason.INVALID_REQUEST,
             f"the schedule {strategy.scheduler.name} is made for {declared} epochs: with {epochs} "
-            "the learning rates so far would have been others; start a new training from this "
-            "checkpoint instead (from_checkpoint)",
+            "the learning rates so far would have been others; resume with "
+            f"{declared} epochs, or train a strategy with {epochs} from the beginning",
             violations=[FieldViolation("overrides.epochs", "the schedule depends on the total")],
         )
     return epochs
@@ -240,8 +240,8 @@ def _check_learning_rate(strategy: TrainingStrategy, overrides: Mapping[str, Any
         raise EverstepError(
             Reason.INVALID_REQUEST,
             f"{strategy.scheduler.name} sets every learning rate itself, from its own limits: "
-            "learning_rate would have no effect; start a new training from this checkpoint with "
-            "another scheduler instead (from_checkpoint)",
+            "learning_rate would have no effect; resume without it, or train a strategy with "
+            "another scheduler from the beginning",
             violations=[FieldViolation("overrides.learning_rate", "the schedule overwrites it")],
         )
 
