@@ -58,6 +58,14 @@ def everstep(control_plane: ServiceProcess, tmp_path: Path) -> Everstep:
     return run
 
 
+def alive(process: psutil.Process) -> bool:
+    """False also for a process that ended and that no parent has reaped yet."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def write_strategy(folder: Path, name: str, epochs: int, **changes: Any) -> str:
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(strategy_content(digits(epochs=epochs, **changes))))
@@ -238,7 +246,7 @@ def test_up_keeps_its_services_running_and_takes_them_along(tmp_path: Path) -> N
         up.process.send_signal(signal.SIGINT)
         assert up.process.wait(PATIENCE_SECONDS) == 0
         assert up.log.read_text().rstrip().endswith("stopped")
-        assert not [child for child in children if child.is_running()]
+        assert not [child for child in children if alive(child)]
     finally:
         if up.process.poll() is None:
             os.killpg(up.process.pid, signal.SIGKILL)
@@ -254,7 +262,7 @@ def test_up_ends_what_a_killed_one_left_behind(tmp_path: Path) -> None:
     second = Up(tmp_path)
     try:
         second.ready()
-        assert not [process for process in left if process.is_running()]
+        assert not [process for process in left if alive(process)]
     finally:
         second.process.send_signal(signal.SIGINT)
         assert second.process.wait(PATIENCE_SECONDS) == 0

@@ -37,8 +37,8 @@ def take_until(
     raise AssertionError(f"the stream ended without it; last: {taken[-1:]}")
 
 
-def durable(messages: list[TrainingProgress]) -> list[bytes]:
-    return [message.SerializeToString() for message in messages if message.index]
+def durable(messages: list[TrainingProgress]) -> list[TrainingProgress]:
+    return [message for message in messages if message.index]
 
 
 def kind(message: TrainingProgress) -> str:
