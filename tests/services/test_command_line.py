@@ -75,7 +75,7 @@ def write_strategy(folder: Path, name: str, epochs: int, **changes: Any) -> str:
 def test_detach_watch_cancel_resume_pull_and_diff(
     control_plane: ServiceProcess, everstep: Everstep, tmp_path: Path
 ) -> None:
-    strategy = write_strategy(tmp_path, "digits", epochs=5)
+    strategy = write_strategy(tmp_path, "digits", epochs=15)
     training = subprocess.Popen(
         [*EVERSTEP, "train", strategy, "--name", "mine", "--label", "team=vision"],
         env=environment(control_plane.address),
