@@ -75,6 +75,8 @@ def resolve_strategy(strategy: strategy_pb2.TrainingStrategy) -> strategy_pb2.Tr
     if resolved.HasField("data") and not resolved.data.HasField("split"):
         split = resolved.data.split
         split.train, split.validation, split.test = 0.7, 0.15, 0.15
+    if resolved.HasField("data"):
+        resolved.data.sampling = resolved.data.sampling or "shuffle"
     if resolved.HasField("scheduler") and not resolved.scheduler.interval:
         resolved.scheduler.interval = "epoch"
     if resolved.HasField("training"):
@@ -84,6 +86,7 @@ def resolve_strategy(strategy: strategy_pb2.TrainingStrategy) -> strategy_pb2.Tr
         if not training.HasField("deterministic"):
             training.deterministic = True
         training.precision = training.precision or "float32"
+        training.non_finite = training.non_finite or "fail"
         if training.HasField("early_stopping") and not training.early_stopping.monitor:
             training.early_stopping.monitor = "val_loss"
     checkpoint = resolved.checkpoint

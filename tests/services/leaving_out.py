@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer_service.child.model_trainer import ModelTrainer
 from trainer_service.child.resume_context import TrainingResumeContext
+from trainer_service.child.training_state import TrainingState
 from trainer_service.strategies.models import cnn
 
 Context = TrainingResumeContext
@@ -44,11 +44,11 @@ PIECES: dict[str, Callable[[Context], Context]] = {
 def cnn_leaving_out(
     input_shape: tuple[int, ...], output_size: int, piece: str, **arguments: Any
 ) -> nn.Module:
-    """The built-in cnn; a ModelTrainer made after it restores all but one piece."""
-    restore = ModelTrainer._restore
+    """The built-in cnn; a training state made after it restores all but one piece."""
+    restore = TrainingState.restore
 
-    def restore_without(self: ModelTrainer, context: Context) -> None:
+    def restore_without(self: TrainingState, context: Context) -> None:
         restore(self, PIECES[piece](context))
 
-    ModelTrainer._restore = restore_without  # type: ignore[method-assign]
+    TrainingState.restore = restore_without  # type: ignore[method-assign]
     return cnn(input_shape, output_size, **arguments)

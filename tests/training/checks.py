@@ -14,11 +14,19 @@ import torch
 
 from tests.training.runs import Laboratory, digest
 from tests.training.scenarios import (
+    AVERAGED,
     EVERYTHING,
+    FLOAT16,
+    FREEZING,
+    KEEPING,
+    NOISY,
     ONLY_WORSE,
     OVERFITTING,
     PLAIN,
     SCHEDULES,
+    SEEKING,
+    SKIPPING,
+    WEIGHTED,
     AugmentedExamples,
     Scenario,
 )
@@ -231,6 +239,63 @@ def draws_the_same_for_every_example(lab: Laboratory) -> None:
         assert resumed.final.content() == whole.final.content(), step
 
 
+def keeps_the_average(lab: Laboratory) -> None:
+    """The moving average goes on, and is what is evaluated and kept as best."""
+    whole = lab.train(AVERAGED)
+    final = whole.final.tensors
+    assert not same_weights(final["average_weights"], final["weights"])
+    best = {f"module.{name}": tensor for name, tensor in final["best_weights"].items()}
+    at_best = whole.at_epoch((whole.outcome.best_epoch or 0) + 1).tensors["average_weights"]
+    assert same_weights(best, {k: v for k, v in at_best.items() if k != "n_averaged"})
+    ends_in_the_same_bytes(lab, AVERAGED)
+
+
+def keeps_the_scale(lab: Laboratory) -> None:
+    """The scale of float16 gradients and its growth go on."""
+    whole = lab.train(FLOAT16)
+    assert whole.final.state["scaler"]["scale"] < 65536.0
+    ends_in_the_same_bytes(lab, FLOAT16)
+
+
+def keeps_modes(lab: Laboratory) -> None:
+    """What the training froze, sent to evaluation or laid out otherwise stays so."""
+    modes = lab.train(FREEZING).final.state["modes"]
+    assert all(modes.values())
+    ends_in_the_same_bytes(lab, FREEZING)
+
+
+def keeps_generators(lab: Laboratory) -> None:
+    """Registered generators go on from where they were."""
+    ends_in_the_same_bytes(lab, NOISY)
+
+
+def keeps_the_position_in_a_stream(lab: Laboratory) -> None:
+    """A stream goes on with its next example, whether it seeks or keeps its own state."""
+    ends_in_the_same_bytes(lab, SEEKING, KEEPING)
+
+
+def keeps_what_is_left_out(lab: Laboratory) -> None:
+    """Steps that are not finite are left out, counted, and leave no trace in the weights."""
+    whole = lab.train(SKIPPING)
+    assert whole.final.state["skipped"] == {"steps": 4, "in_a_row": 0, "left_out": []}
+    for tensor in whole.final.tensors["weights"].values():
+        assert bool(torch.isfinite(tensor).all())
+    for snapshot in whole.snapshots:
+        resumed = lab.resume(SKIPPING, snapshot.context())
+        for now, then in zip(
+            resumed.snapshots, whole.snapshots[-len(resumed.snapshots) :], strict=True
+        ):
+            assert now.state["skipped"] == then.state["skipped"]
+    left = lab.train(PLAIN, leave_out=(3, 9))
+    assert left.final.state["skipped"] == {"steps": 7, "in_a_row": 0, "left_out": [[3, 9]]}
+    assert lab.resume(PLAIN, left.at_step(5).context()).final.content() == left.final.content()
+
+
+def draws_by_weight(lab: Laboratory) -> None:
+    """Weighted draws are the same after a resume, and follow the weights."""
+    ends_in_the_same_bytes(lab, WEIGHTED)
+
+
 CHECKS: tuple[Check, ...] = (
     accepts_a_context,
     restores_weights,
@@ -248,4 +313,11 @@ CHECKS: tuple[Check, ...] = (
     keeps_its_patience,
     applies_an_override,
     draws_the_same_for_every_example,
+    keeps_the_average,
+    keeps_the_scale,
+    keeps_modes,
+    keeps_generators,
+    keeps_the_position_in_a_stream,
+    keeps_what_is_left_out,
+    draws_by_weight,
 )

@@ -19,13 +19,17 @@ from trainer_service.child import evaluation, model_trainer
 from trainer_service.child.__main__ import main
 from trainer_service.child.history import BestEpoch
 from trainer_service.child.model_trainer import ModelTrainer
+from trainer_service.child.optimization import Optimization
 from trainer_service.child.snapshot import SnapshotSlots
 
 #: By point: the owner of a call, its name, and whether death comes after it or before.
 POINTS: dict[str, tuple[Any, str, bool]] = {
-    "before the gradients": (ModelTrainer, "_forward_backward", False),
-    "after the gradients": (ModelTrainer, "_clip", True),
+    "before the gradients": (Optimization, "accumulate", False),
+    "between the gradients": (Optimization, "accumulate", True),
+    "after the gradients": (Optimization, "norm", True),
     "after the optimizer's step": (torch.optim.AdamW, "step", True),
+    "before the step is counted": (ModelTrainer, "_count_step", False),
+    "after the step is counted": (ModelTrainer, "_count_step", True),
     "in the evaluation": (evaluation, "evaluation_batches", True),
     "after the evaluation": (model_trainer, "evaluate", True),
     "after the best weights": (BestEpoch, "offer", True),

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from trainer_service.child.model_trainer import ModelTrainer
+from trainer_service.child.optimization import Optimization
 from trainer_service.child.resume_context import TrainingResumeContext
 
 Context = TrainingResumeContext
@@ -103,40 +104,40 @@ def _part_of_scheduler(context: Context, fresh: Context, *names: str) -> Context
 
 
 def _alias_best(trainer: ModelTrainer) -> None:
-    offer = trainer.best.offer
+    offer = trainer.state.best.offer
 
     def offer_live_tensors(value: float, epoch: int, model: nn.Module) -> bool:
         better = offer(value, epoch, model)
         if better:
-            trainer.best.weights = model.state_dict()
+            trainer.state.best.weights = model.state_dict()
         return better
 
-    trainer.best.offer = offer_live_tensors  # type: ignore[method-assign]
+    trainer.state.best.offer = offer_live_tensors  # type: ignore[method-assign]
 
 
 def _any_epoch_is_best(trainer: ModelTrainer) -> None:
-    offer = trainer.best.offer
+    offer = trainer.state.best.offer
 
     def offer_unconditionally(value: float, epoch: int, model: nn.Module) -> bool:
-        trainer.best.value = None
+        trainer.state.best.value = None
         return offer(value, epoch, model)
 
-    trainer.best.offer = offer_unconditionally  # type: ignore[method-assign]
+    trainer.state.best.offer = offer_unconditionally  # type: ignore[method-assign]
 
 
 def _never_better(trainer: ModelTrainer) -> None:
     def offer_in_vain(value: float, epoch: int, model: nn.Module) -> bool:  # noqa: ARG001
         return False
 
-    trainer.best.offer = offer_in_vain  # type: ignore[method-assign]
+    trainer.state.best.offer = offer_in_vain  # type: ignore[method-assign]
 
 
 def _skip_first_epoch(trainer: ModelTrainer) -> None:
-    trainer.epoch = max(trainer.epoch, 1)
+    trainer.state.epoch = max(trainer.state.epoch, 1)
 
 
 def _skip_first_step(trainer: ModelTrainer) -> None:
-    trainer.batch += 1
+    trainer.state.batch += 1
 
 
 def _forget_context(trainer: ModelTrainer) -> None:
@@ -145,6 +146,14 @@ def _forget_context(trainer: ModelTrainer) -> None:
 
 def _random_order(count: int, _seed: int, _epoch: int) -> torch.Tensor:
     return torch.randperm(count)
+
+
+def _random_weighted_order(weights: torch.Tensor, _seed: int, _epoch: int) -> torch.Tensor:
+    return torch.multinomial(weights, len(weights), replacement=True)
+
+
+def _seek_nowhere(_stream: Any, _position: int) -> None:
+    return
 
 
 def _global_generator(*_parts: str | int) -> torch.Generator:
@@ -157,6 +166,30 @@ def _no_overrides(_trainer: ModelTrainer) -> None:
 
 def _no_seeds(*_parts: str | int) -> None:
     return
+
+
+def _fresh_average(context: Context, fresh: Context, *names: str) -> Context:
+    if context.average_weights is None or fresh.average_weights is None:
+        return context
+    weights = {
+        name: fresh.average_weights[name] if name in names else tensor
+        for name, tensor in context.average_weights.items()
+    }
+    return replace(context, average_weights=weights)
+
+
+def _fresh_mode(name: str) -> Mutation:
+    return Mutation(
+        f"modules {name.replace('_', ' ')}",
+        lambda context, fresh: replace(
+            context, module_modes={**context.module_modes, name: fresh.module_modes[name]}
+        ),
+    )
+
+
+def _keep_buffers_as_they_are(optimization: Optimization) -> None:
+    optimization._kept = []
+    optimization._state.optimizer.zero_grad(set_to_none=True)
 
 
 CONTEXT_IGNORED = Mutation("context ignored", lambda _context, _fresh: None)
@@ -211,12 +244,52 @@ OVERRIDES = Mutation(
     },
 )
 APPLIED_OVERRIDES = _without("applied overrides", "applied_overrides")
+AVERAGE = _without("average weights", "average_weights")
+AVERAGE_COUNT = Mutation(
+    "average count", lambda context, fresh: _fresh_average(context, fresh, "n_averaged")
+)
+SCALER = _without("gradient scaler", "scaler_state")
+SCALER_GROWTH = Mutation(
+    "gradient scaler's growth",
+    lambda context, _fresh: replace(
+        context, scaler_state={**(context.scaler_state or {}), "_growth_tracker": 0}
+    ),
+)
+MODULES_EVALUATING = _fresh_mode("evaluating")
+PARAMETERS_FROZEN = _fresh_mode("frozen")
+MEMORY_FORMATS = _fresh_mode("channels_last")
+GENERATORS = Mutation(
+    "generators", lambda context, fresh: replace(context, generators=fresh.generators)
+)
+STREAM = Mutation(
+    "stream's state",
+    world={"tests.training.scenarios.StatefulStream.load_state_dict": _seek_nowhere},
+)
+TRACE = _without("trace", "trace")
+SKIPPED = _without("steps skipped", "skipped")
+SKIPPED_IN_A_ROW = _without("steps skipped in a row", "skipped_in_a_row")
+LEFT_OUT = _without("steps left out", "left_out")
+SKIPPED_BUFFERS = Mutation(
+    "buffers of a skipped step",
+    world={"trainer_service.child.optimization.Optimization.leave_out": _keep_buffers_as_they_are},
+)
+SAMPLE_WEIGHTS = Mutation(
+    "order of weighted draws",
+    world={"trainer_service.child.batches.weighted_order": _random_weighted_order},
+)
+SEEK = Mutation("stream's seek", world={"tests.training.scenarios.Stream.seek": _seek_nowhere})
 BEST_ALIASED = Mutation("best weights aliased", trainer=_alias_best)
 BEST_REPLACED = Mutation("any epoch is best", trainer=_any_epoch_is_best)
 BEST_FROZEN = Mutation("no epoch is best", trainer=_never_better)
 FIRST_EPOCH = Mutation("first epoch left out", trainer=_skip_first_epoch)
 FIRST_STEP = Mutation("first step left out", trainer=_skip_first_step)
-SEEDS = Mutation("seeds", world={"trainer_service.child.model_trainer.reseed": _no_seeds})
+SEEDS = Mutation(
+    "seeds",
+    world={
+        "trainer_service.child.model_trainer.reseed": _no_seeds,
+        "trainer_service.child.batches.reseed": _no_seeds,
+    },
+)
 ORDER = Mutation("order", world={"trainer_service.child.batches.epoch_order": _random_order})
 EXAMPLE_DRAWS = Mutation(
     "draws for examples",

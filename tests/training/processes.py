@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from trainer_service.slots import MemorySlots
 PATIENCE_SECONDS = 60.0
 
 Said = Word | TrainingProgress
+StartProcess = Callable[..., "TrainingProcess"]
 
 
 @dataclass

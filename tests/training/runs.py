@@ -11,6 +11,7 @@ import torch
 from checkpoint_store.digests import canonical_json, parse_canonical_json, tensor_digest
 from tests.training.mutations import NOTHING, Mutation
 from tests.training.scenarios import Scenario
+from trainer_service.child.batches import keeps_its_state
 from trainer_service.child.events import EpochCompleted, Event, Position
 from trainer_service.child.model_trainer import ModelTrainer, TrainingOutcome
 from trainer_service.child.resume_context import TrainingResumeContext
@@ -151,6 +152,8 @@ class Laboratory:
             if context is not None:
                 fresh = _trainer(scenario, initialisation, changes, None).capture()
                 context = self.mutation.context(context, fresh)
+            train, validation = scenario.data()
+            train = examples if examples is not None else train
             # Draws that a process may have made before; they must not matter.
             torch.manual_seed(initialisation * 7919)
             trainer = _trainer(
@@ -158,13 +161,13 @@ class Laboratory:
                 initialisation,
                 changes,
                 context,
+                stream=train if keeps_its_state(train) else None,
                 progress_callback=note,
                 checkpoint_callback=keep,
             )
             self.mutation.trainer(trainer)
             torch.manual_seed(initialisation * 104729)
-            train, validation = scenario.data()
-            outcome = trainer.train(examples if examples is not None else train, validation)
+            outcome = trainer.train(train, validation)
         return Run(outcome, trainer, tuple(snapshots), tuple(events))
 
 

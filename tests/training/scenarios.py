@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
+from torch.optim.swa_utils import SWALR
 
 from trainer_service.child.cadence import CheckpointPolicy
 from trainer_service.child.model_trainer import ModelTrainerConfig
+from trainer_service.generators import forget_generators, register_generator
 
 EXAMPLES = 52
 VALIDATION = 24
@@ -46,6 +50,20 @@ class Scenario:
     workers: int = 0
     #: Without them the weights are all that a forward pass depends on.
     buffers: bool = True
+    #: float32, bf16-mixed or fp16-mixed; the weights' type is `precision`.
+    mixed: str = "float32"
+    ema_decay: float | None = None
+    #: Whether the first class is drawn three times as often as the others.
+    weighted: bool = False
+    non_finite: str = "fail"
+    #: Examples whose inputs are NaN.
+    poisoned: tuple[int, ...] = ()
+    #: Draws noise from a generator of its own in every forward pass.
+    noisy: bool = False
+    #: After so many forward passes the model freezes a part of itself.
+    freezes_after: int | None = None
+    #: Whether the examples are a stream: one that seeks, or one that keeps its own state.
+    stream: Literal["", "seeks", "keeps"] = ""
     #: The share of labels that mean nothing: validation gets worse in time.
     noise: float = 0.0
     seed: int = 5
@@ -60,9 +78,15 @@ class Scenario:
 
     def model(self, initialisation: int) -> nn.Module:
         """With BatchNorm and dropout, so that buffers and random numbers count."""
+        forget_generators()
         torch.manual_seed(initialisation)
         outputs = CLASSES if self.task == "classification" else 1
-        layers: list[nn.Module] = [nn.Linear(FEATURES, 12)]
+        layers: list[nn.Module] = []
+        if self.noisy:
+            layers.append(Noise(initialisation))
+        if self.freezes_after is not None:
+            layers.append(Freezing(self.freezes_after))
+        layers.append(nn.Linear(FEATURES, 12))
         if self.buffers:
             layers.append(nn.BatchNorm1d(12))
         layers += [nn.ReLU(), nn.Dropout(0.2), nn.Linear(12, outputs)]
@@ -84,11 +108,15 @@ class Scenario:
             "scheduler_interval": self.scheduler_interval,
             "checkpoint": CheckpointPolicy(every_steps=1, every_epochs=0),
             "workers": self.workers,
+            "precision": self.mixed,
+            "ema_decay": self.ema_decay,
+            "weighted": self.weighted,
+            "non_finite": self.non_finite,
             "request": {"name": self.name},
         }
         return ModelTrainerConfig(**(settings | changes))
 
-    def data(self) -> tuple[Examples, Examples]:
+    def data(self) -> tuple[Any, Examples]:
         """Examples to train on and to validate on; the same each time."""
         drawn = torch.Generator().manual_seed(99)
         count = EXAMPLES + VALIDATION
@@ -101,10 +129,14 @@ class Scenario:
         if self.task == "regression":
             targets = (inputs @ weights[:, :1]).to(self.precision)
         inputs = inputs.to(self.precision)
-        return (
-            Examples(inputs[:EXAMPLES], targets[:EXAMPLES]),
-            Examples(inputs[EXAMPLES:], targets[EXAMPLES:]),
-        )
+        inputs[list(self.poisoned)] = torch.nan
+        train = Examples(inputs[:EXAMPLES], targets[:EXAMPLES])
+        if self.weighted:
+            train.sample_weights = 1.0 + 2.0 * (targets[:EXAMPLES] == 0)
+        validation = Examples(inputs[EXAMPLES:], targets[EXAMPLES:])
+        if self.stream == "seeks":
+            return Stream(train), validation
+        return (StatefulStream(train) if self.stream else train), validation
 
 
 @dataclass
@@ -113,12 +145,99 @@ class Examples:
 
     inputs: torch.Tensor
     targets: torch.Tensor
+    sample_weights: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self.inputs[index], self.targets[index]
+
+
+class Stream:
+    """Examples one after another, with noise from the global generators; it seeks."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+        self.position = 0
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def seek(self, position: int) -> None:
+        self.position = position
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        while True:
+            inputs, target = self.examples[self.position % len(self.examples)]
+            self.position += 1
+            yield inputs + 0.1 * torch.randn_like(inputs), target
+
+
+class StatefulStream:
+    """Walks through its examples at random, on and on; it keeps where it is."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+        self.place = 0
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.place = state["place"]
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        while True:
+            self.place = (self.place + int(torch.randint(1, 5, ()))) % len(self.examples)
+            yield self.examples[self.place]
+
+
+class Noise(nn.Module):
+    """Adds noise from generators that live as long as the training."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.torch = torch.Generator().manual_seed(seed)
+        self.numpy = np.random.default_rng(seed)
+        self.python = random.Random(seed)
+        for name in ("torch", "numpy", "python"):
+            register_generator(name, getattr(self, name))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        scale = self.python.random() + float(self.numpy.random())
+        return inputs + 0.1 * scale * torch.randn(inputs.shape, generator=self.torch)
+
+
+class Freezing(nn.Module):
+    """A 1x1 convolution that, after some passes, is frozen, evaluates and is channels-last."""
+
+    passes: torch.Tensor
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+        self.convolution = nn.Conv2d(2, 2, 3, padding=1)
+        self.dropout = nn.Dropout(0.3)
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.convolution.training:
+            self.passes += 1
+            if int(self.passes) == self.after:
+                weight = self.convolution.weight
+                weight.requires_grad_(False)
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+                self.dropout.eval()
+        images = inputs.reshape(len(inputs), 2, 1, -1)
+        return self.dropout(self.convolution(images)).reshape(inputs.shape)
 
 
 @dataclass
@@ -180,6 +299,38 @@ _SCHEDULES: dict[str, tuple[MakeScheduler, str]] = {
         "step",
     ),
 }
+
+
+def _sequential(optimizer: torch.optim.Optimizer) -> Any:
+    warm_up = lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=6)
+    cosine = lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+    return lr_scheduler.SequentialLR(optimizer, [warm_up, cosine], milestones=[6])
+
+
+def _chained(optimizer: torch.optim.Optimizer) -> Any:
+    return lr_scheduler.ChainedScheduler(
+        [
+            lr_scheduler.ConstantLR(optimizer, factor=0.3, total_iters=5),
+            lr_scheduler.ExponentialLR(optimizer, gamma=0.95),
+        ]
+    )
+
+
+def _falling(step: int) -> float:
+    return 1 / (1 + step)
+
+
+def _factor(step: int) -> float:
+    return 0.9 if step % 2 else 1.05
+
+
+_SCHEDULES |= {
+    "LambdaLR": (partial(lr_scheduler.LambdaLR, lr_lambda=_falling), "step"),
+    "MultiplicativeLR": (partial(lr_scheduler.MultiplicativeLR, lr_lambda=_factor), "step"),
+    "SWALR": (partial(SWALR, swa_lr=0.001, anneal_epochs=9), "step"),
+    "SequentialLR": (_sequential, "step"),
+    "ChainedScheduler": (_chained, "step"),
+}
 SCHEDULES = tuple(
     Scenario(f"schedule {name}", scheduler=scheduler, scheduler_interval=interval)
     for name, (scheduler, interval) in _SCHEDULES.items()
@@ -193,6 +344,12 @@ _OPTIMIZERS: tuple[tuple[Any, dict[str, Any]], ...] = (
     (torch.optim.NAdam, {"lr": 0.02}),
     (torch.optim.RAdam, {"lr": 0.02}),
     (torch.optim.Adamax, {"lr": 0.02}),
+    *(
+        (optimizer, {"lr": 0.02, how: True})
+        for how in ("foreach", "fused")
+        for optimizer in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
+    ),
+    (torch.optim.RMSprop, {"lr": 0.01, "foreach": True}),
 )
 OPTIMIZERS = tuple(
     Scenario(
@@ -209,4 +366,19 @@ VARIANTS = (
     Scenario("regression", task="regression", monitor="val_r2", patience=2),
     Scenario("accuracy", monitor="val_accuracy", patience=1, noise=0.5, epochs=6),
 )
-EVERY_SCENARIO = (*VARIANTS, *SCHEDULES, *OPTIMIZERS)
+AVERAGED = Scenario("averaged", ema_decay=0.9, patience=2, epochs=3)
+BFLOAT16 = Scenario("bf16-mixed", mixed="bf16-mixed", ema_decay=0.8, accumulate=2, epochs=3)
+#: The scale falls at first, for the gradients overflow, and would grow soon.
+FLOAT16 = Scenario("fp16-mixed", mixed="fp16-mixed", gradient_clip=0.7, epochs=3)
+WEIGHTED = Scenario("weighted", weighted=True, epochs=3)
+NOISY = Scenario("noisy", noisy=True, epochs=3)
+FREEZING = Scenario("freezing", freezes_after=9, epochs=3)
+SEEKING = Scenario("stream that seeks", stream="seeks", epochs=3)
+KEEPING = Scenario("stream that keeps its state", stream="keeps", epochs=3)
+SKIPPING = Scenario(
+    "skipping", non_finite="skip", poisoned=(3, 20), batch_size=4, accumulate=2, epochs=2
+)
+KINDS_OF_STATE = (
+    AVERAGED, BFLOAT16, FLOAT16, WEIGHTED, NOISY, FREEZING, SEEKING, KEEPING, SKIPPING,
+)  # fmt: skip
+EVERY_SCENARIO = (*KINDS_OF_STATE, *VARIANTS, *SCHEDULES, *OPTIMIZERS)

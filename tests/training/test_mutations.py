@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from everstep.errors import EverstepError
 from tests.training import checks, mutations
 from tests.training.mutations import Mutation
 from tests.training.runs import Laboratory
@@ -78,6 +79,7 @@ CAUGHT = {
         mutations.EPOCH,
         mutations.BATCH,
         mutations.STEP,
+        mutations.TRACE,
         mutations.SEEDS,
         mutations.ORDER,
     ),
@@ -90,6 +92,22 @@ CAUGHT = {
     checks.keeps_its_patience: (mutations.STOPPING_COUNTER, mutations.STOPPING_BEST),
     checks.applies_an_override: (mutations.OVERRIDES, mutations.APPLIED_OVERRIDES),
     checks.draws_the_same_for_every_example: (mutations.EXAMPLE_DRAWS, mutations.BATCH),
+    checks.keeps_the_average: (mutations.AVERAGE, mutations.AVERAGE_COUNT),
+    checks.keeps_the_scale: (mutations.SCALER, mutations.SCALER_GROWTH),
+    checks.keeps_modes: (
+        mutations.MODULES_EVALUATING,
+        mutations.PARAMETERS_FROZEN,
+        mutations.MEMORY_FORMATS,
+    ),
+    checks.keeps_generators: (mutations.GENERATORS,),
+    checks.keeps_the_position_in_a_stream: (mutations.STREAM, mutations.SEEK),
+    checks.keeps_what_is_left_out: (
+        mutations.SKIPPED,
+        mutations.SKIPPED_IN_A_ROW,
+        mutations.SKIPPED_BUFFERS,
+        mutations.LEFT_OUT,
+    ),
+    checks.draws_by_weight: (mutations.SAMPLE_WEIGHTS,),
 }
 
 
@@ -102,7 +120,7 @@ CAUGHT = {
     ],
 )
 def test_a_check_fails_without_the_piece(check: checks.Check, mutation: Mutation) -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, EverstepError)):
         check(Laboratory(mutation))
 
 

@@ -110,10 +110,10 @@ def test_the_best_weights_are_what_the_held_out_data_is_evaluated_with() -> None
     ((trainer, data, config),) = whole.tested
     losses = {}
     for kind in ("best_weights", "weights"):
-        trainer.model.load_state_dict(whole.snapshots[-1].tensors[kind])
-        trainer.model.eval()
+        trainer.state.model.load_state_dict(whole.snapshots[-1].tensors[kind])
+        trainer.state.model.eval()
         with torch.no_grad():
-            outputs = trainer.model(data.test.inputs)
+            outputs = trainer.state.model(data.test.inputs)
         losses[kind] = float(trainer.loss(outputs, data.test.targets))
     assert len(data.test) <= config.batch_size
     assert whole.result["metrics"]["test_loss"] == losses["best_weights"]

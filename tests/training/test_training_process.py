@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from everstep.training.v1.progress_pb2 import TrainingProgress
 from tests.training import strategies
 from tests.training.dying_process import POINTS
-from tests.training.processes import TrainingProcess, digests
+from tests.training.processes import StartProcess, TrainingProcess, digests
 from trainer_service.child.__main__ import TRAINER_GONE
 from trainer_service.child.pipe import (
     Cancel,
@@ -31,31 +29,6 @@ STRATEGY = strategies.digits()
 #: Ten batches an epoch, three to a step: three whole steps and a tail, three epochs.
 STEPS = 12
 SELDOM = strategies.digits(checkpoint={"every_steps": 0, "every_epochs": 0})
-
-StartProcess = Callable[..., TrainingProcess]
-
-
-@pytest.fixture
-def slots() -> Iterator[MemorySlots]:
-    made = MemorySlots()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def start(slots: MemorySlots) -> Iterator[StartProcess]:
-    """Starts training processes; all are killed at the end."""
-    made: list[TrainingProcess] = []
-
-    def start_process(*args: Any, **kwargs: Any) -> TrainingProcess:
-        process = TrainingProcess(slots, *args, **kwargs)
-        made.append(process)
-        return process
-
-    yield start_process
-    for process in made:
-        process.process.kill()
-        process.exit_code()
 
 
 @pytest.fixture(scope="module")

@@ -2,43 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from trainer_service.child.randomness import epoch_order, generator
+from everstep.errors import EverstepError, Reason
+from trainer_service.child.randomness import epoch_order, generator, reseed, weighted_order
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-class EpochExamples(Dataset[Batch]):
-    """Examples asked for as (epoch, index), so that a draw for one is the same in any worker.
+@dataclass(frozen=True)
+class BatchRequest:
+    """One batch of an epoch: which examples, in which order."""
 
-    A data set that draws random numbers offers `example(index, generator)`; it gets a generator
-    for that pair.
+    epoch: int
+    number: int
+    #: Examples of the epoch before this batch.
+    first: int
+    indices: tuple[int, ...]
+
+
+class EpochExamples(Dataset[Batch]):
+    """Answers requests for batches; what it draws depends on the request alone.
+
+    So a worker process draws what the training process would have drawn. A data set that offers
+    `example(index, generator)` gets a generator for each example of an epoch; any other finds the
+    global generators seeded for the batch; one that offers `batch(indices)` draws nothing.
     """
 
     def __init__(self, examples: Any, seed: int) -> None:
         self._examples = examples
         self._seed = seed
 
-    def __getitems__(self, pairs: Sequence[tuple[int, int]]) -> Batch:
+    def __getitem__(self, request: BatchRequest) -> Batch:
+        if hasattr(self._examples, "batch"):
+            batch: Batch = self._examples.batch(request.indices)
+            return batch
         if hasattr(self._examples, "example"):
-            drawn = [
-                self._examples.example(index, generator(self._seed, "example", epoch, index))
-                for epoch, index in pairs
-            ]
-        else:
-            drawn = [self._examples[index] for _, index in pairs]
-        return (
-            torch.stack([inputs for inputs, _ in drawn]),
-            torch.stack([targets for _, targets in drawn]),
-        )
+            return _stacked(
+                self._examples.example(
+                    index,
+                    generator(self._seed, "example", request.epoch, index, request.first + place),
+                )
+                for place, index in enumerate(request.indices)
+            )
+        reseed(self._seed, "batch", request.epoch, request.number)
+        return _stacked(self._examples[index] for index in request.indices)
 
-    def __getitem__(self, pair: tuple[int, int]) -> Batch:
-        return self.__getitems__([pair])
+
+def is_stream(examples: Any) -> bool:
+    """Whether examples come one after another, and not by index."""
+    if isinstance(examples, IterableDataset):
+        return True
+    return hasattr(examples, "__iter__") and not hasattr(examples, "__getitem__")
+
+
+def keeps_its_state(examples: Any) -> bool:
+    """Whether examples are a stream that says where it is, and can be put there."""
+    return is_stream(examples) and hasattr(examples, "state_dict")
 
 
 def batch_count(examples: int, batch_size: int) -> int:
@@ -47,17 +73,34 @@ def batch_count(examples: int, batch_size: int) -> int:
 
 
 def epoch_batches(
-    examples: Any, *, seed: int, epoch: int, batch_size: int, start: int, workers: int
+    examples: Any,
+    *,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    start: int,
+    workers: int,
+    weighted: bool = False,
 ) -> Iterator[Batch]:
-    """The batches of an epoch from number `start` on, as (inputs, targets)."""
-    order = epoch_order(len(examples), seed, epoch).tolist()
-    pairs = [
-        [(epoch, index) for index in order[first : first + batch_size]]
+    """The batches of an epoch from number `start` on, as (inputs, targets).
+
+    Args:
+        weighted: Whether examples are drawn by their `sample_weights`, with replacement.
+    """
+    if is_stream(examples):
+        return _stream_batches(examples, seed, epoch, batch_size, start)
+    if weighted:
+        order = weighted_order(examples.sample_weights, seed, epoch).tolist()
+    else:
+        order = epoch_order(len(examples), seed, epoch).tolist()
+    requests = [
+        BatchRequest(epoch, first // batch_size, first, tuple(order[first : first + batch_size]))
         for first in range(start * batch_size, len(order), batch_size)
     ]
     loader: DataLoader[Batch] = DataLoader(
         EpochExamples(examples, seed),
-        batch_sampler=pairs,
+        sampler=requests,
+        batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
         # Of its own: iterating a DataLoader draws from its generator.
@@ -70,11 +113,42 @@ def epoch_batches(
 def evaluation_batches(examples: Any, batch_size: int) -> Iterator[Batch]:
     """All examples in their own order."""
     for first in range(0, len(examples), batch_size):
-        drawn = [examples[index] for index in range(first, min(first + batch_size, len(examples)))]
-        yield (
-            torch.stack([inputs for inputs, _ in drawn]),
-            torch.stack([targets for _, targets in drawn]),
+        yield _stacked(
+            examples[index] for index in range(first, min(first + batch_size, len(examples)))
         )
+
+
+def _stream_batches(
+    stream: Any, seed: int, epoch: int, batch_size: int, start: int
+) -> Iterator[Batch]:
+    """Batches of a stream, drawn only when they are asked for: its position is the training's.
+
+    A stream that keeps its own state is there already; another one seeks.
+    """
+    if start == 0 and hasattr(stream, "set_epoch"):
+        stream.set_epoch(epoch)
+    if not hasattr(stream, "state_dict"):
+        stream.seek(start * batch_size)
+    examples = iter(stream)
+    for first in range(start * batch_size, len(stream), batch_size):
+        wanted = min(batch_size, len(stream) - first)
+        reseed(seed, "batch", epoch, first // batch_size)
+        drawn = list(islice(examples, wanted))
+        if len(drawn) < wanted:
+            raise EverstepError(
+                Reason.TRAINING_FAILED,
+                f"the stream of examples ended after {first + len(drawn)} of the {len(stream)} "
+                "that its length promises for an epoch; correct its length",
+            )
+        yield _stacked(drawn)
+
+
+def _stacked(examples: Any) -> Batch:
+    pairs = list(examples)
+    return (
+        torch.stack([torch.as_tensor(inputs) for inputs, _ in pairs]),
+        torch.stack([torch.as_tensor(targets) for _, targets in pairs]),
+    )
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Literal
 
 import torch
 from torch import nn
 
 from trainer_service.child.batches import evaluation_batches
+from trainer_service.child.module_modes import evaluation_mode
 from trainer_service.child.randomness import reseed
 
 Task = Literal["classification", "regression"]
@@ -32,26 +34,26 @@ def evaluate(
     seed: int,
     epoch: int,
     between_batches: Callable[[], None],
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, float]:
     """The mean loss, and accuracy or mean absolute error and R².
 
-    The model is in evaluation mode meanwhile and in training mode after. Sums are in float64, in
-    the order of the examples.
+    The model is in evaluation mode meanwhile. Sums are in float64, in the order of the examples.
 
     Args:
         prefix: Of the metrics' names, as in `val_loss`.
         between_batches: Called after each batch; may raise to end the evaluation.
+        autocast: Around every forward pass.
     """
     reseed(seed, "evaluation", prefix, epoch)
-    model.eval()
-    try:
-        sums = _RegressionSums() if task == "regression" else _ClassificationSums()
+    sums = _RegressionSums() if task == "regression" else _ClassificationSums()
+    with evaluation_mode(model):
         for inputs, targets in evaluation_batches(examples, batch_size):
-            outputs = model(inputs)
-            sums.add(float(loss(outputs, targets)), outputs, targets)
+            with autocast():
+                outputs = model(inputs)
+                value = float(loss(outputs, targets))
+            sums.add(value, outputs, targets)
             between_batches()
-    finally:
-        model.train()
     return {f"{prefix}_{name}": value for name, value in sums.metrics().items()}
 
 

@@ -39,8 +39,8 @@ class StepMetrics:
     loss: float
     learning_rate: float
     examples_per_second: float
-    #: Before clipping; None when gradients are not clipped.
-    gradient_norm: float | None
+    #: Before clipping.
+    gradient_norm: float
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,22 @@ class CheckpointDelayed:
     message: str
 
 
-Event = PhaseChanged | StepMetrics | EpochCompleted | CheckpointDelayed
+@dataclass(frozen=True)
+class StepSkipped:
+    """A step was left out, for its loss or gradient was not finite."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """The training goes on from an earlier step, and leaves out those that went wrong."""
+
+    from_step: int
+    message: str
+
+
+Event = PhaseChanged | StepMetrics | EpochCompleted | CheckpointDelayed | StepSkipped | RolledBack
 ProgressCallback = Callable[[Position, Event], None]
 
 
@@ -82,6 +97,17 @@ class TrainingStopped(Exception):
     def __init__(self, stop: Stop) -> None:
         super().__init__(stop.value)
         self.stop = stop
+
+
+class RollbackWanted(Exception):
+    """A loss, a gradient or a metric was not finite, and the strategy wants an earlier state."""
+
+    def __init__(self, position: Position, step: int, message: str) -> None:
+        super().__init__(message)
+        self.position = position
+        #: The step that went wrong, counted from 1.
+        self.step = step
+        self.message = message
 
 
 class CancellationToken:

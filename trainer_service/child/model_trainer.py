@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from everstep.errors import EverstepError, Reason
-from trainer_service.child.batches import batch_count, epoch_batches
+from trainer_service.child.batches import Batch, batch_count, epoch_batches
 from trainer_service.child.cadence import CheckpointCadence, CheckpointPolicy
 from trainer_service.child.early_stopping import EarlyStopping
 from trainer_service.child.evaluation import Task, evaluate
@@ -25,16 +24,22 @@ from trainer_service.child.events import (
     PhaseChanged,
     Position,
     ProgressCallback,
+    RollbackWanted,
     StepMetrics,
+    StepSkipped,
     Stop,
     TrainingStopped,
 )
 from trainer_service.child.history import BestEpoch, EpochRecord
+from trainer_service.child.optimization import Optimization, gradient_scaler, moving_average
 from trainer_service.child.randomness import reseed
 from trainer_service.child.resume_context import TrainingResumeContext
+from trainer_service.child.training_state import TrainingState
 
 #: Seconds between two reports of step metrics.
 STEP_REPORT_SECONDS: Final = 0.1
+#: More steps than these that are not finite, one after another, are no accident.
+MAX_SKIPPED_IN_A_ROW: Final = 25
 
 #: Takes a snapshot for a trigger (PERIODIC, REQUESTED, ...); False when no memory slot is free.
 CheckpointCallback = Callable[[str, TrainingResumeContext], bool]
@@ -60,6 +65,16 @@ class ModelTrainerConfig:
     scheduler_interval: str = "epoch"
     checkpoint: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     workers: int = 0
+    #: Whether examples are drawn by their `sample_weights`.
+    weighted: bool = False
+    #: float32, float64, bf16-mixed or fp16-mixed.
+    precision: str = "float32"
+    #: Of the weights' moving average; None: no average.
+    ema_decay: float | None = None
+    #: What is done about a loss or gradient that is not finite: fail, skip or rollback.
+    non_finite: str = "fail"
+    #: First and last step, counted from 1, of a part that a rollback leaves out.
+    leave_out: tuple[int, int] | None = None
     #: The strategy, as plain dicts; part of every checkpoint's context.
     request: Mapping[str, Any] = field(default_factory=dict)
     #: Overrides of a resume: learning_rate.
@@ -92,6 +107,7 @@ class ModelTrainer:
         cancellation_token: Looked at after every optimizer step and evaluation batch.
         checkpoint_callback: Called with the live state when a checkpoint is due.
         resume_context: What to go on from.
+        stream: The examples, where they keep their own position (`state_dict`).
     """
 
     def __init__(
@@ -105,36 +121,43 @@ class ModelTrainer:
         cancellation_token: CancellationToken | None = None,
         checkpoint_callback: CheckpointCallback | None = None,
         resume_context: TrainingResumeContext | None = None,
+        stream: Any = None,
     ) -> None:
-        self.model = model
         self.loss = loss
-        self.optimizer = optimizer
-        self.scheduler = scheduler
         self.config = config
         self.resume_context = resume_context
-        self.epoch = 0
-        self.batch = 0
-        self.step = 0
-        self.history: list[EpochRecord] = []
-        self.best = BestEpoch(config.monitor)
-        self.early_stopping = EarlyStopping(config.monitor, config.patience, config.min_delta)
+        self.state = TrainingState(
+            model=model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            scaler=gradient_scaler(config.precision),
+            average=moving_average(model, config.ema_decay),
+            best=BestEpoch(config.monitor),
+            early_stopping=EarlyStopping(config.monitor, config.patience, config.min_delta),
+            stream=stream,
+        )
+        self.optimization = Optimization(
+            self.state,
+            loss,
+            config.precision,
+            config.gradient_clip,
+            keep_buffers=config.non_finite == "skip",
+        )
         self._progress_callback = progress_callback or (lambda _position, _event: None)
         self._token = cancellation_token or CancellationToken()
         self._checkpoint_callback = checkpoint_callback or (lambda _trigger, _context: True)
         self._cadence = CheckpointCadence(config.checkpoint, time.monotonic())
-        self._loss_sum = 0.0
-        self._examples = 0
-        self._applied_overrides: Mapping[str, Any] = {}
         #: Whether the live state is that of a whole optimizer step.
         self._whole = True
-        self._names = _parameter_names(model, optimizer)
         self._first_step = 0
         self._began = self._epoch_began = 0.0
         self._reported = -math.inf
         self._batches = 0
         if resume_context is not None:
-            self._restore(resume_context)
+            self.state.restore(resume_context)
         self._apply_overrides()
+        if config.leave_out is not None:
+            self.state.left_out.append(config.leave_out)
 
     def train(self, examples: Any, validation: Any) -> TrainingOutcome:
         """Trains until all epochs are done or early stopping ends it.
@@ -147,19 +170,21 @@ class ModelTrainer:
             TrainingStopped: When the token asked for it; a checkpoint was taken unless discarded.
             EverstepError: NON_FINITE_LOSS.
         """
+        state = self.state
         self._batches = batch_count(len(examples), self.config.batch_size)
-        self._began, self._first_step = time.monotonic(), self.step
-        self.model.train()
+        self._began, self._first_step = time.monotonic(), state.step
         self._report(PhaseChanged("TRAINING"))
         try:
-            while self.epoch < self.config.epochs and not self.early_stopping.stopped:
+            while state.epoch < self.config.epochs and not state.early_stopping.stopped:
                 self._train_epoch(examples)
                 self._end_epoch(validation)
-                self._between_steps(epochs_done=self.epoch)
+                self._between_steps(epochs_done=state.epoch)
         except TrainingStopped as stopped:
             if stopped.stop is not Stop.DISCARD:
                 trigger = "SHUTDOWN" if stopped.stop is Stop.SHUTDOWN else "CANCELLATION"
                 self._checkpoint_callback(trigger, self.capture())
+            raise
+        except RollbackWanted:
             raise
         except Exception:
             if self._whole:
@@ -167,168 +192,181 @@ class ModelTrainer:
             raise
         self._checkpoint_callback("FINAL", self.capture())
         return TrainingOutcome(
-            history=tuple(self.history),
-            steps=self.step,
-            stopped_early=self.early_stopping.stopped,
-            stop_reason=self.early_stopping.reason,
+            history=tuple(state.history),
+            steps=state.step,
+            stopped_early=state.early_stopping.stopped,
+            stop_reason=state.early_stopping.reason,
             monitor=self.config.monitor,
-            best_value=self.best.value,
-            best_epoch=self.best.epoch,
+            best_value=state.best.value,
+            best_epoch=state.best.epoch,
         )
 
     def capture(self) -> TrainingResumeContext:
         """The state between two optimizer steps; its tensors are the live ones."""
-        return TrainingResumeContext(
-            start_epoch=self.epoch,
-            start_batch=self.batch,
-            step=self.step,
-            epoch_loss_sum=self._loss_sum,
-            epoch_examples=self._examples,
-            model_weights=self.model.state_dict(),
-            optimizer_state=self.optimizer.state_dict(),
-            scheduler_state=None if self.scheduler is None else self.scheduler.state_dict(),
-            training_history=tuple(self.history),
-            best_model_weights=self.best.weights,
-            best_val_loss=self.best.value,
-            best_epoch=self.best.epoch,
-            original_request=self.config.request,
-            early_stopping_best=self.early_stopping.best_value,
-            epochs_without_improvement=self.early_stopping.epochs_without_improvement,
-            stopped_early=self.early_stopping.stopped,
-            stop_reason=self.early_stopping.reason,
-            parameter_names=self._names,
-            applied_overrides=self._applied_overrides,
-        )
-
-    def _restore(self, context: TrainingResumeContext) -> None:
-        """Takes a context over: everything is built by now, so its values win.
-
-        The optimizer comes before the scheduler, which overwrites learning rates when it is built.
-        """
-        self.model.load_state_dict(dict(context.model_weights))
-        self.optimizer.load_state_dict(copy.deepcopy(dict(context.optimizer_state)))
-        if self.scheduler is not None and context.scheduler_state is not None:
-            self.scheduler.load_state_dict(copy.deepcopy(dict(context.scheduler_state)))
-        self.epoch, self.batch, self.step = context.start_epoch, context.start_batch, context.step
-        self._loss_sum, self._examples = context.epoch_loss_sum, context.epoch_examples
-        self.history = list(context.training_history)
-        self.best.value, self.best.epoch = context.best_val_loss, context.best_epoch
-        if context.best_model_weights is not None:
-            self.best.weights = {
-                name: tensor.detach().clone() for name, tensor in context.best_model_weights.items()
-            }
-        self.early_stopping.best_value = context.early_stopping_best
-        self.early_stopping.epochs_without_improvement = context.epochs_without_improvement
-        self.early_stopping.stopped = context.stopped_early
-        self.early_stopping.reason = context.stop_reason
-        self._applied_overrides = context.applied_overrides
+        return self.state.capture(self.config.request)
 
     def _apply_overrides(self) -> None:
         """Sets an asked learning rate once, after loading a context has set the checkpoint's.
 
         More epochs are no state: the training is then that of the longer strategy.
         """
-        rate = self.config.overrides.get("learning_rate")
-        if rate is None or self._applied_overrides.get("learning_rate") == rate:
+        state, rate = self.state, self.config.overrides.get("learning_rate")
+        if rate is None or state.overrides.get("learning_rate") == rate:
             return
-        for group in self.optimizer.param_groups:
+        for group in state.optimizer.param_groups:
             group["lr"] = rate
             if "initial_lr" in group:
                 group["initial_lr"] = rate
-        if self.scheduler is not None and hasattr(self.scheduler, "base_lrs"):
-            self.scheduler.base_lrs = [rate for _ in self.optimizer.param_groups]
-        self._applied_overrides = {"learning_rate": rate}
+        if state.scheduler is not None and hasattr(state.scheduler, "base_lrs"):
+            state.scheduler.base_lrs = [rate for _ in state.optimizer.param_groups]
+        state.overrides = {"learning_rate": rate}
 
     def _train_epoch(self, examples: Any) -> None:
         """From the epoch's next batch to its last."""
-        config = self.config
+        config, state = self.config, self.state
         self._epoch_began = time.monotonic()
         batches = epoch_batches(
             examples,
             seed=config.seed,
-            epoch=self.epoch,
+            epoch=state.epoch,
             batch_size=config.batch_size,
-            start=self.batch,
+            start=state.batch,
             workers=config.workers,
+            weighted=config.weighted,
         )
-        while self.batch < self._batches:
-            first = self.batch
-            group = min(config.accumulate, self._batches - first)
-            began = time.monotonic()
-            loss_sum, count = 0.0, 0
-            self.optimizer.zero_grad(set_to_none=True)
-            self._whole = self._whole and not any(True for _ in self.model.buffers())
-            for number in range(first, first + group):
-                inputs, targets = next(batches)
-                loss = self._forward_backward(number, group, inputs, targets)
-                loss_sum += loss * len(targets)
-                count += len(targets)
-            self._whole = False
-            norm = self._clip()
-            self.optimizer.step()
-            if self.scheduler is not None and config.scheduler_interval == "step":
-                self._advance_schedule(loss_sum / count)
-            self.step += 1
-            self.batch += group
-            self._loss_sum += loss_sum
-            self._examples += count
-            self._whole = True
-            rate = count / max(time.monotonic() - began, 1e-9)
-            self._report_step(loss_sum / count, rate, norm)
-            if self.batch < self._batches:
+        while state.batch < self._batches:
+            self._take_step(batches, min(config.accumulate, self._batches - state.batch))
+            if state.batch < self._batches:
                 self._between_steps(epochs_done=None)
 
-    def _forward_backward(
-        self, number: int, group: int, inputs: torch.Tensor, targets: torch.Tensor
-    ) -> float:
-        """One batch of a group; its gradients are added to the group's mean."""
-        reseed(self.config.seed, "step", self.epoch, number, 0)
-        loss = self.loss(self.model(inputs), targets)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise EverstepError(
-                Reason.NON_FINITE_LOSS,
-                f"the loss is {value} in epoch {self.epoch}, batch {number} (step "
-                f"{self.step + 1}); lower the learning rate, clip gradients, or look at the data",
-            )
-        (loss / group).backward()
-        return value
+    def _take_step(self, batches: Iterator[Batch], group: int) -> None:
+        """One optimizer step of a group of batches, and the schedule's."""
+        state, began = self.state, time.monotonic()
+        if any(first <= state.step + 1 <= last for first, last in state.left_out):
+            self._leave_out(batches, group)
+            return
+        losses, counts = self._gradients(batches, group)
+        finite = all(map(math.isfinite, losses))
+        norm = self.optimization.norm() if finite else math.nan
+        if not finite or (state.scaler is None and not math.isfinite(norm)):
+            self._not_finite(losses, norm)
+            self._leave_out(batches, group - len(losses))
+            return
+        self._whole = False
+        self.optimization.update(norm)
+        loss_sum = sum(loss * count for loss, count in zip(losses, counts, strict=True))
+        self._advance_schedule("step", loss_sum / sum(counts))
+        state.loss_sum += loss_sum
+        state.examples += sum(counts)
+        state.skipped_in_a_row = 0
+        self._count_step(group, losses, norm)
+        rate = sum(counts) / max(time.monotonic() - began, 1e-9)
+        self._report_step(loss_sum / sum(counts), rate, norm)
 
-    def _clip(self) -> float | None:
-        if self.config.gradient_clip <= 0:
-            return None
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        return float(norm)
+    def _gradients(self, batches: Iterator[Batch], group: int) -> tuple[list[float], list[int]]:
+        """Losses and examples of a group of batches, up to a loss that is not finite."""
+        state = self.state
+        losses: list[float] = []
+        counts: list[int] = []
+        self.optimization.begin()
+        self._whole = self._whole and not any(True for _ in state.model.buffers())
+        for number in range(state.batch, state.batch + group):
+            inputs, targets = next(batches)
+            reseed(self.config.seed, "step", state.epoch, number, 0)
+            losses.append(self.optimization.accumulate(inputs, targets, group))
+            counts.append(len(targets))
+            if not math.isfinite(losses[-1]):
+                break
+        return losses, counts
+
+    def _not_finite(self, losses: list[float], norm: float) -> None:
+        """What the strategy says about a step whose loss or gradient is not finite."""
+        state, loss = self.state, losses[-1]
+        what = (
+            f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+        )
+        number = state.batch + len(losses) - 1
+        message = f"{what} in epoch {state.epoch}, batch {number} (step {state.step + 1})"
+        self._fail_or_roll_back(message)
+        if state.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+            raise _not_finite(f"{message}, as in the {MAX_SKIPPED_IN_A_ROW} steps before it")
+        self.optimization.leave_out()
+        state.skipped_in_a_row += 1
+        self._report(StepSkipped(f"{message}: the step is left out"))
+
+    def _fail_or_roll_back(self, message: str) -> None:
+        """Raises, unless the strategy says to skip."""
+        if self.config.non_finite == "rollback":
+            raise RollbackWanted(self.position(), self.state.step + 1, message)
+        if self.config.non_finite == "fail":
+            raise _not_finite(message)
+
+    def _leave_out(self, batches: Iterator[Batch], undrawn: int) -> None:
+        """Goes past a step without taking it; of its batches some are not drawn yet."""
+        group = min(self.config.accumulate, self._batches - self.state.batch)
+        for _ in range(undrawn):
+            next(batches)
+        self._advance_schedule("step", None)
+        self.state.skipped += 1
+        self._count_step(group, [], math.nan)
+
+    def _count_step(self, group: int, losses: list[float], norm: float) -> None:
+        state = self.state
+        state.step += 1
+        state.batch += group
+        state.trace.add(
+            losses,
+            norm,
+            [float(values["lr"]) for values in state.optimizer.param_groups],
+            list(state.model.parameters()),
+        )
+        self._whole = True
 
     def _end_epoch(self, validation: Any) -> None:
         """Evaluates, keeps the best, advances the schedule and looks at early stopping."""
-        metrics = {"train_loss": self._loss_sum / max(self._examples, 1)}
+        config, state = self.config, self.state
+        metrics = {"train_loss": state.loss_sum / max(state.examples, 1)}
         if len(validation):
             metrics |= evaluate(
-                self.model,
+                state.evaluated_model,
                 self.loss,
                 validation,
-                task=self.config.task,
+                task=config.task,
                 prefix="val",
-                batch_size=self.config.batch_size,
-                seed=self.config.seed,
-                epoch=self.epoch,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                epoch=state.epoch,
                 between_batches=self._stop_if_asked,
+                autocast=self.optimization.autocast,
             )
+        self._check_epoch(metrics)
         self._whole = False
         value = self._monitored(metrics)
-        is_best = self.best.offer(value, self.epoch, self.model)
-        self.early_stopping.observe(value, self.epoch)
-        if self.scheduler is not None and self.config.scheduler_interval == "epoch":
-            self._advance_schedule(value)
-        rate = float(self.optimizer.param_groups[0]["lr"])
-        self.history.append(EpochRecord(self.epoch, metrics, rate, is_best))
-        done = self.epoch
-        self.epoch, self.batch = done + 1, 0
-        self._loss_sum, self._examples = 0.0, 0
+        is_best = state.best.offer(value, state.epoch, state.evaluated_model)
+        state.early_stopping.observe(value, state.epoch)
+        self._advance_schedule("epoch", value)
+        rate = float(state.optimizer.param_groups[0]["lr"])
+        state.history.append(EpochRecord(state.epoch, metrics, rate, is_best))
+        done = state.epoch
+        state.epoch, state.batch = done + 1, 0
+        state.loss_sum, state.examples = 0.0, 0
         self._whole = True
         seconds = time.monotonic() - self._epoch_began
         self._report(EpochCompleted(done, metrics, rate, is_best, seconds))
+
+    def _check_epoch(self, metrics: Mapping[str, float]) -> None:
+        """An epoch without a step, or with metrics that are not finite, is no epoch to go on from.
+
+        A metric cannot be skipped.
+        """
+        strange = [f"{name} is {v}" for name, v in metrics.items() if not math.isfinite(v)]
+        if self.state.examples == 0:
+            strange = ["every step is left out"]
+        if strange:
+            message = f"{strange[0]} in epoch {self.state.epoch} (step {self.state.step})"
+            if self.config.non_finite == "rollback" and self.state.examples:
+                raise RollbackWanted(self.position(), self.state.step, message)
+            raise _not_finite(message)
 
     def _monitored(self, metrics: Mapping[str, float]) -> float:
         if self.config.monitor not in metrics:
@@ -339,11 +377,16 @@ class ModelTrainer:
             )
         return metrics[self.config.monitor]
 
-    def _advance_schedule(self, value: float) -> None:
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(value)
-        elif self.scheduler is not None:
-            self.scheduler.step()
+    def _advance_schedule(self, interval: str, value: float | None) -> None:
+        """After a step or an epoch; a plateau's schedule learns nothing of a step left out."""
+        scheduler = self.state.scheduler
+        if scheduler is None or self.config.scheduler_interval != interval:
+            return
+        if isinstance(scheduler, ReduceLROnPlateau):
+            if value is not None:
+                scheduler.step(value)
+        else:
+            scheduler.step()
 
     def _between_steps(self, epochs_done: int | None) -> None:
         """Where a training may stop, and where its checkpoints are taken."""
@@ -352,8 +395,9 @@ class ModelTrainer:
             self._checkpoint_callback("REQUESTED", self.capture())
             self._cadence.taken(time.monotonic())
             return
-        ended = self.epoch >= self.config.epochs or self.early_stopping.stopped
-        if ended or not self._cadence.due(self.step, epochs_done, time.monotonic()):
+        state = self.state
+        ended = state.epoch >= self.config.epochs or state.early_stopping.stopped
+        if ended or not self._cadence.due(state.step, epochs_done, time.monotonic()):
             return
         if self._checkpoint_callback("PERIODIC", self.capture()):
             self._cadence.taken(time.monotonic())
@@ -361,7 +405,7 @@ class ModelTrainer:
             self._cadence.delayed = True
             self._report(
                 CheckpointDelayed(
-                    self.step,
+                    state.step,
                     "the checkpoint before is still on its way to the store; this one is taken "
                     "as soon as there is room",
                 )
@@ -371,12 +415,12 @@ class ModelTrainer:
         if self._token.stop is not None:
             raise TrainingStopped(self._token.stop)
 
-    def _report_step(self, loss: float, examples_per_second: float, norm: float | None) -> None:
+    def _report_step(self, loss: float, examples_per_second: float, norm: float) -> None:
         now = time.monotonic()
         if now - self._reported < STEP_REPORT_SECONDS:
             return
         self._reported = now
-        rate = float(self.optimizer.param_groups[0]["lr"])
+        rate = float(self.state.optimizer.param_groups[0]["lr"])
         self._report(StepMetrics(loss, rate, examples_per_second, norm))
 
     def _report(self, event: Any) -> None:
@@ -384,23 +428,24 @@ class ModelTrainer:
 
     def position(self) -> Position:
         """How far the training is."""
+        state = self.state
         steps_per_epoch = -(-self._batches // self.config.accumulate)
         total = steps_per_epoch * self.config.epochs
-        done, elapsed = self.step - self._first_step, time.monotonic() - self._began
+        done, elapsed = state.step - self._first_step, time.monotonic() - self._began
         return Position(
-            epoch=self.epoch,
+            epoch=state.epoch,
             total_epochs=self.config.epochs,
-            batch=self.batch,
+            batch=state.batch,
             batches_per_epoch=self._batches,
-            step=self.step,
+            step=state.step,
             total_steps=total,
-            eta_seconds=elapsed / done * (total - self.step) if done and elapsed > 1 else None,
+            eta_seconds=elapsed / done * (total - state.step) if done and elapsed > 1 else None,
         )
 
 
-def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """The names of the optimizer's parameters, in its order."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return tuple(
-        names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]
+def _not_finite(message: str) -> EverstepError:
+    return EverstepError(
+        Reason.NON_FINITE_LOSS,
+        f"{message}; lower the learning rate, clip gradients, or look at the data; "
+        "training.non_finite may say skip or rollback",
     )

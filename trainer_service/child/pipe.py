@@ -28,7 +28,7 @@ SLOTS: Final = 2
 class SlotBlob:
     """One safetensors file inside a slot."""
 
-    #: weights, best_weights, optimizer or gradients.
+    #: weights, best_weights, average_weights, optimizer or trace.
     kind: str
     #: Where it begins in the slot, and its length, in bytes.
     offset: int

@@ -34,6 +34,16 @@ def epoch_order(count: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(count, generator=generator(seed, "perm", epoch))
 
 
+def weighted_order(weights: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
+    """As many draws as there are weights, with replacement, each in proportion to its weight.
+
+    Drawn by the cumulative sum, for torch.multinomial takes no more than 2**24 of them.
+    """
+    ends = weights.double().cumsum(0)
+    draws = torch.rand(len(weights), generator=generator(seed, "perm", epoch), dtype=torch.float64)
+    return torch.searchsorted(ends, draws * ends[-1], right=True).clamp_(max=len(weights) - 1)
+
+
 def reseed(*parts: str | int) -> None:
     """Seeds the global generators of torch, numpy and Python from counters."""
     number = key(*parts)

@@ -10,7 +10,9 @@ from trainer_service.child.events import (
     Event,
     PhaseChanged,
     Position,
+    RolledBack,
     StepMetrics,
+    StepSkipped,
 )
 
 
@@ -59,4 +61,8 @@ def progress_message(position: Position, event: Event) -> progress_pb2.TrainingP
                     message=event.message,
                 )
             )
+        case StepSkipped(text):
+            message.warning.CopyFrom(progress_pb2.Warning(reason="STEP_SKIPPED", message=text))
+        case RolledBack(_, text):
+            message.warning.CopyFrom(progress_pb2.Warning(reason="ROLLED_BACK", message=text))
     return message

@@ -10,6 +10,7 @@ import torch
 
 from everstep.errors import EverstepError, Reason
 from trainer_service.child.history import EpochRecord
+from trainer_service.child.module_modes import PLAIN_MODES
 from trainer_service.child.randomness import RANDOM_SCHEME
 from trainer_service.child.small_state import decode, encode
 
@@ -56,6 +57,23 @@ class TrainingResumeContext:
     epochs_without_improvement: int = 0
     stopped_early: bool = False
     stop_reason: str = ""
+    #: The moving average of the weights, as in `AveragedModel.state_dict()`; None without one.
+    average_weights: Tensors | None = None
+    #: As in `GradScaler.state_dict()`; None without one.
+    scaler_state: Mapping[str, Any] | None = None
+    #: See `module_modes`.
+    module_modes: Mapping[str, Any] = field(default_factory=lambda: dict(PLAIN_MODES))
+    #: Where registered generators are, by name.
+    generators: Mapping[str, Any] = field(default_factory=dict)
+    #: Where the examples are, when they are a stream that keeps its own position.
+    stream_state: Any = None
+    #: One number for each step, in chunks; see `StepTrace`.
+    trace: Tensors = field(default_factory=dict)
+    #: Steps left out, all of them and the last ones without a break.
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    #: First and last step, counted from 1, of each part that a rollback left out.
+    left_out: tuple[tuple[int, int], ...] = ()
     #: The optimizer's parameters by name, in its order.
     parameter_names: tuple[str, ...] = ()
     #: Overrides that are part of this state already, as plain dicts.
@@ -66,6 +84,10 @@ class TrainingResumeContext:
         kinds = {"weights": dict(self.model_weights), "optimizer": self._optimizer_tensors()}
         if self.best_model_weights is not None:
             kinds["best_weights"] = dict(self.best_model_weights)
+        if self.average_weights is not None:
+            kinds["average_weights"] = dict(self.average_weights)
+        if self.trace:
+            kinds["trace"] = dict(self.trace)
         return kinds
 
     def small_state(self) -> dict[str, Any]:
@@ -92,6 +114,15 @@ class TrainingResumeContext:
                 "values": encode(self._optimizer_values()),
             },
             "scheduler": encode(self.scheduler_state),
+            "scaler": encode(self.scaler_state),
+            "modes": dict(self.module_modes),
+            "generators": dict(self.generators),
+            "stream": encode(self.stream_state),
+            "skipped": {
+                "steps": self.skipped,
+                "in_a_row": self.skipped_in_a_row,
+                "left_out": [list(part) for part in self.left_out],
+            },
             "overrides": dict(self.applied_overrides),
         }
 
@@ -112,7 +143,7 @@ class TrainingResumeContext:
                     "resume with the version of Everstep that made it",
                     metadata={"differences": name},
                 )
-        stopping = state["early_stopping"]
+        stopping, skipped = state["early_stopping"], state["skipped"]
         return cls(
             start_epoch=state["epoch"],
             start_batch=state["batch"],
@@ -131,6 +162,15 @@ class TrainingResumeContext:
             epochs_without_improvement=stopping["epochs_without_improvement"],
             stopped_early=stopping["stopped"],
             stop_reason=stopping["reason"],
+            average_weights=tensors.get("average_weights"),
+            scaler_state=decode(state["scaler"]),
+            module_modes=state["modes"],
+            generators=state["generators"],
+            stream_state=decode(state["stream"]),
+            trace=tensors.get("trace", {}),
+            skipped=skipped["steps"],
+            skipped_in_a_row=skipped["in_a_row"],
+            left_out=tuple((first, last) for first, last in skipped["left_out"]),
             parameter_names=tuple(state["parameter_names"]),
             applied_overrides=state["overrides"],
         )

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from everstep.errors import EverstepError, FieldViolation, Reason
 from everstep.strategy import strategy_content
 from everstep.training.v1.strategy_pb2 import TrainingStrategy
+from trainer_service.child.batches import keeps_its_state
 from trainer_service.child.cadence import CheckpointPolicy
 from trainer_service.child.evaluation import METRICS, evaluate
 from trainer_service.child.events import CancellationToken, PhaseChanged, ProgressCallback
@@ -24,13 +25,20 @@ from trainer_service.child.model_trainer import (
 )
 from trainer_service.child.randomness import reseed
 from trainer_service.child.resume_context import TrainingResumeContext
-from trainer_service.strategies.data import LoadedData, load_data
+from trainer_service.generators import forget_generators
+from trainer_service.strategies.data import Examples, LoadedData, load_data
 from trainer_service.strategies.losses import build_loss, task_of_loss
 from trainer_service.strategies.models import build_model
 from trainer_service.strategies.optimizers import build_optimizer
 from trainer_service.strategies.schedulers import build_scheduler, schedule_depends_on_total
 
-_PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+#: The type of weights by precision.
+_PRECISIONS = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bf16-mixed": torch.float32,
+    "fp16-mixed": torch.float32,
+}
 #: Schedulers that compute every rate from limits of their own.
 _OWN_LIMITS = frozenset({"OneCycleLR", "CyclicLR"})
 
@@ -73,6 +81,7 @@ class TrainingPipeline:
         strategy: TrainingStrategy,
         overrides: Mapping[str, Any],
         resume_context: TrainingResumeContext | None = None,
+        leave_out: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
         """Trains a strategy and returns the fields of TrainingResult that are known here.
 
@@ -80,17 +89,25 @@ class TrainingPipeline:
             strategy: Resolved and valid.
             overrides: epochs and learning_rate of a resume, where asked for.
             resume_context: What to go on from; None trains from the beginning.
+            leave_out: First and last step, counted from 1, that a rollback leaves out.
 
         Raises:
             EverstepError: INVALID_STRATEGY, INVALID_REQUEST, NON_FINITE_LOSS.
             TrainingStopped: When the token asked for it.
+            RollbackWanted: When the strategy wants it for what is not finite.
         """
         training = strategy.training
         torch.use_deterministic_algorithms(training.deterministic)
+        forget_generators()
         task = task_of_loss(strategy.loss)
         data = _in_precision(
             load_data(
-                strategy.data, self._settings.data_root, strategy.seed, task, training.batch_size
+                strategy.data,
+                self._settings.data_root,
+                strategy.seed,
+                task,
+                training.batch_size,
+                self._settings.allowed_packages,
             ),
             _PRECISIONS[training.precision],
         )
@@ -108,6 +125,7 @@ class TrainingPipeline:
             optimizer,
             epochs,
             -(-batches // training.accumulate),
+            self._settings.allowed_packages,
         )
         stopping = training.early_stopping if training.HasField("early_stopping") else None
         config = ModelTrainerConfig(
@@ -127,6 +145,11 @@ class TrainingPipeline:
                 every_seconds=strategy.checkpoint.every_seconds,
             ),
             workers=strategy.data.workers,
+            weighted=strategy.data.sampling != "shuffle",
+            precision=training.precision,
+            ema_decay=training.ema_decay if training.HasField("ema_decay") else None,
+            non_finite=training.non_finite,
+            leave_out=leave_out,
             request=strategy_content(strategy),
             overrides=overrides,
         )
@@ -155,6 +178,7 @@ class TrainingPipeline:
             cancellation_token=self._cancellation_token,
             checkpoint_callback=self._checkpoint_callback,
             resume_context=resume_context,
+            stream=data.train if keeps_its_state(data.train) else None,
         )
         outcome = trainer.train(data.train, data.validation)
         metrics = dict(outcome.history[-1].metrics) if outcome.history else {}
@@ -176,11 +200,12 @@ class TrainingPipeline:
     def evaluate(
         self, trainer: ModelTrainer, data: LoadedData, config: ModelTrainerConfig
     ) -> dict[str, float]:
-        """The held-out metrics of the best epoch's weights; the model holds them from here on."""
-        if trainer.best.weights is not None:
-            trainer.model.load_state_dict(trainer.best.weights)
+        """The held-out metrics of the best epoch's weights, which the model then holds."""
+        state = trainer.state
+        if state.best.weights is not None:
+            state.evaluated_model.load_state_dict(state.best.weights)
         return evaluate(
-            trainer.model,
+            state.evaluated_model,
             trainer.loss,
             data.test,
             task=config.task,
@@ -189,6 +214,7 @@ class TrainingPipeline:
             seed=config.seed,
             epoch=config.epochs,
             between_batches=lambda: None,
+            autocast=trainer.optimization.autocast,
         )
 
 
@@ -250,6 +276,8 @@ def _in_precision(data: LoadedData, dtype: torch.dtype) -> LoadedData:
     if dtype is torch.float32:
         return data
     for part in (data.train, data.validation, data.test):
+        if not isinstance(part, Examples):
+            continue
         part.inputs = part.inputs.to(dtype)
         if part.targets.is_floating_point():
             part.targets = part.targets.to(dtype)

@@ -7,6 +7,8 @@ import signal
 import threading
 import time
 import traceback
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +22,8 @@ from trainer_service.child.events import (
     CancellationToken,
     Event,
     Position,
+    RollbackWanted,
+    RolledBack,
     Stop,
     TrainingStopped,
 )
@@ -50,6 +54,8 @@ from trainer_service.strategies.data import LoadedData
 
 #: The exit code of a process whose trainer is gone.
 TRAINER_GONE: Final = 70
+#: A training that is not finite after so many rollbacks needs another strategy.
+MAX_ROLLBACKS: Final = 3
 
 
 class TrainingProcess:
@@ -63,6 +69,8 @@ class TrainingProcess:
         self._fingerprint: dict[str, str] = {}
         self._data_digest = ""
         self._monitor = ""
+        #: The newest complete snapshot.
+        self._newest = train.resume
         self._strategy = TrainingStrategy()
         json_format.ParseDict(train.strategy, self._strategy)
 
@@ -103,25 +111,62 @@ class TrainingProcess:
             data_loaded=self._compare_data,
         )
         try:
-            result = pipeline.train_strategy(
-                self._strategy, self._train.overrides, resume_context=self._resume_context()
-            )
-            finished = Finished("completed", result)
+            finished = Finished("completed", self._train_to_the_end(pipeline))
         except TrainingStopped as stopped:
             outcome = "handed_over" if stopped.stop is Stop.SHUTDOWN else "cancelled"
             finished = Finished(outcome, {})
         self._slots.wait_until_released()
         return finished
 
-    def _resume_context(self) -> TrainingResumeContext | None:
-        content = self._train.resume
+    def _train_to_the_end(self, pipeline: TrainingPipeline) -> dict[str, Any]:
+        """Trains, from the newest snapshot on again where the strategy wants a rollback."""
+        context = self._context(self._train.resume)
+        if context is not None:
+            self._pipe.send(Restored(context_digests(context), context.step))
+        leave_out = None
+        for rollbacks in count(1):
+            try:
+                return pipeline.train_strategy(
+                    self._strategy,
+                    self._train.overrides,
+                    resume_context=context,
+                    leave_out=leave_out,
+                )
+            except RollbackWanted as wanted:
+                context = self._context(self._newest)
+                leave_out = self._roll_back(wanted, 0 if context is None else context.step)
+                if rollbacks == MAX_ROLLBACKS:
+                    raise EverstepError(
+                        Reason.NON_FINITE_LOSS,
+                        f"{wanted.message}; after {MAX_ROLLBACKS} rollbacks: lower the learning "
+                        "rate, clip gradients, or look at the data",
+                    ) from None
+        raise AssertionError("unreachable")
+
+    def _roll_back(self, wanted: RollbackWanted, step: int) -> tuple[int, int]:
+        """Says so, and which steps are left out."""
+        if step >= wanted.step:
+            raise EverstepError(
+                Reason.NON_FINITE_LOSS,
+                f"{wanted.message}, and the newest checkpoint is no earlier; resume from one "
+                "before it",
+            )
+        self._report(
+            replace(wanted.position, step=step),
+            RolledBack(
+                step,
+                f"{wanted.message}: back to step {step}; steps {step + 1} to {wanted.step} are "
+                "left out",
+            ),
+        )
+        return step + 1, wanted.step
+
+    def _context(self, content: SlotContent | None) -> TrainingResumeContext | None:
         if content is None:
             return None
-        context = TrainingResumeContext.from_state(
+        return TrainingResumeContext.from_state(
             content.state, self._slots.read(content), self._train.strategy
         )
-        self._pipe.send(Restored(context_digests(context), context.step))
-        return context
 
     def _compare_data(self, data: LoadedData) -> None:
         self._data_digest = data.digest
@@ -144,10 +189,11 @@ class TrainingProcess:
         if slot is None:
             return False
         blobs = self._slots.write(slot, context.tensors())
+        self._newest = SlotContent(slot, blobs, context.small_state())
         history = context.training_history
         self._pipe.send(
             SnapshotTaken(
-                content=SlotContent(slot, blobs, context.small_state()),
+                content=self._newest,
                 trigger=trigger,
                 epoch=context.start_epoch,
                 step=context.step,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -72,6 +73,30 @@ def call_with(
         return factory(*given, **arguments)
     except (TypeError, ValueError, AssertionError) as error:
         raise refused(field, " ".join(str(error).split()) or type(error).__name__) from None
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is that of a team's own code, `package.module:factory`."""
+    return ":" in name and not name.startswith("builtin:")
+
+
+def import_own(field: str, name: str, allowed_packages: tuple[str, ...]) -> Any:
+    """What `package.module:factory` names, where the trainer's settings allow the package.
+
+    Raises:
+        EverstepError: INVALID_STRATEGY.
+    """
+    module_name, _, attribute = name.partition(":")
+    if module_name.partition(".")[0] not in allowed_packages:
+        raise refused(
+            field,
+            f"this trainer may not import {module_name}; add its package to "
+            "EVERSTEP_ALLOWED_PACKAGES",
+        )
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise refused(field, f"cannot import {name}: {error}") from None
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,8 +14,17 @@ from blake3 import blake3
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from everstep.errors import EverstepError
 from everstep.training.v1.strategy_pb2 import DataSource, DataSplit
-from trainer_service.strategies.arguments import call_with, choose, plain_arguments, refused
+from trainer_service.child.batches import is_stream
+from trainer_service.strategies.arguments import (
+    call_with,
+    choose,
+    import_own,
+    is_own,
+    plain_arguments,
+    refused,
+)
 from trainer_service.strategies.builtin_data import Table, breast_cancer, diabetes, digits, stocks
 from trainer_service.strategies.losses import Task
 from trainer_service.strategies.table_data import read_table
@@ -38,6 +47,8 @@ class Examples(Dataset[Example]):
     def __init__(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         self.inputs = inputs
         self.targets = targets
+        #: How likely each example is drawn; None: each once in an epoch.
+        self.sample_weights: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -45,15 +56,29 @@ class Examples(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         return self.inputs[index], self.targets[index]
 
+    def batch(self, indices: Sequence[int]) -> Example:
+        """Several examples, stacked."""
+        chosen = torch.tensor(indices)
+        return self.inputs[chosen], self.targets[chosen]
+
 
 @dataclass(frozen=True)
 class LoadedData:
-    """A data set in its three parts."""
+    """A data set in its three parts: what a team's own factory returns.
 
-    train: Examples
-    validation: Examples
-    test: Examples
-    #: BLAKE3 over every input, target and part.
+    `validation` and `test` are read by index; so is `train`, unless it is a stream: then it has a
+    length (its examples in an epoch) and either `state_dict` and `load_state_dict`, or
+    `seek(position)` within the epoch, called before it is iterated; `set_epoch(epoch)` is called
+    where it is there. Examples are (input, target). A `train` that offers
+    `example(index, generator)` draws its random numbers from that generator; `sample_weights`,
+    a float tensor (n), is what `data.sampling: weighted` goes by.
+    """
+
+    train: Any
+    validation: Any
+    test: Any
+    #: Names the content: a resume with another digest is refused. Of built-in data BLAKE3 over
+    #: every input, target and part.
     digest: str
     #: Of one example, without the batch.
     input_shape: tuple[int, ...]
@@ -62,7 +87,12 @@ class LoadedData:
 
 
 def load_data(
-    source: DataSource, data_root: Path, seed: int, task: Task, batch_size: int
+    source: DataSource,
+    data_root: Path,
+    seed: int,
+    task: Task,
+    batch_size: int,
+    allowed_packages: tuple[str, ...] = (),
 ) -> LoadedData:
     """Loads what a strategy names.
 
@@ -72,14 +102,16 @@ def load_data(
     Raises:
         EverstepError: INVALID_STRATEGY, naming the field that the data does not fit.
     """
+    if is_own(source.source):
+        data = own_data(source, allowed_packages)
+        if len(data.train) < batch_size:
+            raise _too_large(batch_size, len(data.train))
+        return data
     table = _read(source, data_root)
     targets, output_size = _targets(table, task)
     parts = _split(source.split, table, targets, seed, task)
     if len(parts[0]) < batch_size:
-        raise refused(
-            "training.batch_size",
-            f"a batch of {batch_size} is larger than the {len(parts[0])} training examples",
-        )
+        raise _too_large(batch_size, len(parts[0]))
     inputs = _scaled(table.inputs, parts[0]) if table.scale_inputs else table.inputs
     if task == "regression" and table.scale_targets:
         targets = _scaled(targets, parts[0])
@@ -90,6 +122,8 @@ def load_data(
         )
         for part in parts
     )
+    if source.sampling != "shuffle":
+        train.sample_weights = _sample_weights(source.sampling, targets[parts[0]], task)
     return LoadedData(
         train,
         validation,
@@ -98,6 +132,59 @@ def load_data(
         input_shape=tuple(table.inputs.shape[1:]),
         output_size=output_size,
     )
+
+
+def own_data(source: DataSource, allowed_packages: tuple[str, ...]) -> LoadedData:
+    """What a team's own factory makes of the declared arguments.
+
+    Raises:
+        EverstepError: INVALID_STRATEGY for what cannot be resumed exactly.
+    """
+    factory = import_own("data.source", source.source, allowed_packages)
+    data = call_with("data.args", factory, (), plain_arguments(source.args))
+    if not isinstance(data, LoadedData):
+        raise refused("data.source", f"{source.source} made no LoadedData")
+    fault = _stream_fault(data.train, source.workers) if is_stream(data.train) else ""
+    if is_stream(data.validation) or is_stream(data.test):
+        fault = "validation and test data must be read by index; only train may be a stream"
+    if not data.digest:
+        fault = "its LoadedData has no digest; give it one that names the content"
+    if source.sampling == "balanced":
+        fault = "balanced goes by the classes of built-in data; say weighted, with sample_weights"
+    if source.sampling == "weighted" and getattr(data.train, "sample_weights", None) is None:
+        fault = "its train has no sample_weights to be drawn by"
+    if fault:
+        raise refused("data.source", fault)
+    return data
+
+
+def _stream_fault(stream: Any, workers: int) -> str:
+    """Why a stream of examples cannot be resumed exactly; empty when it can."""
+    if not hasattr(stream, "__len__"):
+        return "a stream needs a length: its examples in an epoch"
+    keeps = hasattr(stream, "state_dict") and hasattr(stream, "load_state_dict")
+    if not keeps and not hasattr(stream, "seek"):
+        return (
+            "a stream cannot be resumed exactly without state_dict and load_state_dict, or "
+            "seek(position); give it one of these"
+        )
+    return "a stream is read in the training process: data.workers must be 0" if workers else ""
+
+
+def _too_large(batch_size: int, examples: int) -> EverstepError:
+    return refused(
+        "training.batch_size",
+        f"a batch of {batch_size} is larger than the {examples} training examples",
+    )
+
+
+def _sample_weights(sampling: str, targets: NDArray[np.generic], task: Task) -> torch.Tensor:
+    if sampling == "weighted":
+        raise refused("data.sampling", "weighted is for a team's own data with sample_weights")
+    if task != "classification":
+        raise refused("data.sampling", "balanced is for classes; leave it out for a regression")
+    classes = targets.astype(np.int64)
+    return torch.from_numpy(1.0 / np.bincount(classes)[classes])
 
 
 def _read(source: DataSource, data_root: Path) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -10,7 +9,14 @@ import torch
 from torch import nn
 
 from everstep.training.v1.strategy_pb2 import ModelDeclaration
-from trainer_service.strategies.arguments import call_with, choose, plain_arguments, refused
+from trainer_service.strategies.arguments import (
+    call_with,
+    choose,
+    import_own,
+    is_own,
+    plain_arguments,
+    refused,
+)
 
 Shape = tuple[int, ...]
 
@@ -96,20 +102,10 @@ def build_model(
     declared arguments, where the trainer's settings allow the package.
     """
     arguments = plain_arguments(declaration.args)
-    if ":" not in declaration.factory:
+    if not is_own(declaration.factory):
         factory = _MODELS[choose("model.factory", declaration.factory, _MODELS)]
         return call_with("model.args", factory, (input_shape, output_size), arguments)
-    module_name, _, name = declaration.factory.partition(":")
-    if module_name.partition(".")[0] not in allowed_packages:
-        raise refused(
-            "model.factory",
-            f"this trainer may not import {module_name}; add its package to "
-            "EVERSTEP_ALLOWED_PACKAGES",
-        )
-    try:
-        own = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise refused("model.factory", f"cannot import {declaration.factory}: {error}") from None
+    own = import_own("model.factory", declaration.factory, allowed_packages)
     model = call_with("model.args", own, (input_shape, output_size), arguments)
     if not isinstance(model, nn.Module):
         raise refused("model.factory", f"{declaration.factory} made no torch.nn.Module")

@@ -220,7 +220,7 @@ class StepMetrics(_message.Message):
     learning_rate: _builtins.float
     examples_per_second: _builtins.float
     gradient_norm: _builtins.float
-    """The norm of the gradients before clipping; unset when they are not clipped."""
+    """The norm of all gradients, before clipping."""
     def __init__(
         self,
         *,

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#everstep/training/v1/strategy.proto\x12\x14\x65verstep.training.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x83\x04\n\x10TrainingStrategy\x12\x39\n\x04name\x18\x01 \x01(\tB+\xbaH(r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$\xc8\x01\x01\x12\x1e\n\x04seed\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f(\x00\x12\x36\n\x04\x64\x61ta\x18\x03 \x01(\x0b\x32 .everstep.training.v1.DataSourceB\x06\xbaH\x03\xc8\x01\x01\x12=\n\x05model\x18\x04 \x01(\x0b\x32&.everstep.training.v1.ModelDeclarationB\x06\xbaH\x03\xc8\x01\x01\x12\x19\n\x04loss\x18\x05 \x01(\tB\x0b\xbaH\x08r\x03\x18\x80\x01\xc8\x01\x01\x12\x45\n\toptimizer\x18\x06 \x01(\x0b\x32*.everstep.training.v1.OptimizerDeclarationB\x06\xbaH\x03\xc8\x01\x01\x12=\n\tscheduler\x18\x07 \x01(\x0b\x32*.everstep.training.v1.SchedulerDeclaration\x12@\n\x08training\x18\x08 \x01(\x0b\x32&.everstep.training.v1.TrainingSettingsB\x06\xbaH\x03\xc8\x01\x01\x12:\n\ncheckpoint\x18\t \x01(\x0b\x32&.everstep.training.v1.CheckpointPolicy\"\xd1\x01\n\nDataSource\x12\x1b\n\x06source\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\x18\x80\x08\xc8\x01\x01\x12\x18\n\x06target\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1b\n\x08\x66\x65\x61tures\x18\x03 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80 \x12.\n\x05split\x18\x04 \x01(\x0b\x32\x1f.everstep.training.v1.DataSplit\x12%\n\x04\x61rgs\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x18\n\x07workers\x18\x06 \x01(\rB\x07\xbaH\x04*\x02\x18@\"\xb5\x02\n\tDataSplit\x12&\n\x05train\x18\x01 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00\x12+\n\nvalidation\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x11\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00\x12%\n\x04test\x18\x03 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x11\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00:\xab\x01\xbaH\xa7\x01\x1a\xa4\x01\n\tsplit.sum\x12+train, validation and test must add up to 1\x1ajthis.train + this.validation + this.test > 0.999999 && this.train + this.validation + this.test < 1.000001\"W\n\x10ModelDeclaration\x12\x1c\n\x07\x66\x61\x63tory\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\x18\x80\x02\xc8\x01\x01\x12%\n\x04\x61rgs\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"X\n\x14OptimizerDeclaration\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\x18\x80\x01\xc8\x01\x01\x12%\n\x04\x61rgs\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x80\x01\n\x14SchedulerDeclaration\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\x18\x80\x01\xc8\x01\x01\x12%\n\x04\x61rgs\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12&\n\x08interval\x18\x03 \x01(\tB\x14\xbaH\x11r\x0fR\x00R\x05\x65pochR\x04step\"\xe2\x02\n\x10TrainingSettings\x12\x1b\n\x06\x65pochs\x18\x01 \x01(\rB\x0b\xbaH\x08*\x06\x18\xc0\x84=(\x01\x12\x1f\n\nbatch_size\x18\x02 \x01(\rB\x0b\xbaH\x08*\x06\x18\x80\x80@(\x01\x12\'\n\rgradient_clip\x18\x03 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\x12$\n\naccumulate\x18\x04 \x01(\rB\x0b\xbaH\x08*\x06\x18\x80\x80\x04(\x01H\x00\x88\x01\x01\x12,\n\tprecision\x18\x05 \x01(\tB\x19\xbaH\x16r\x14R\x00R\x07\x66loat32R\x07\x66loat64\x12\x1a\n\rdeterministic\x18\x06 \x01(\x08H\x01\x88\x01\x01\x12;\n\x0e\x65\x61rly_stopping\x18\x07 \x01(\x0b\x32#.everstep.training.v1.EarlyStopping\x12\x19\n\x07threads\x18\x08 \x01(\rB\x08\xbaH\x05*\x03\x18\x80\x08\x42\r\n\x0b_accumulateB\x10\n\x0e_deterministic\"j\n\rEarlyStopping\x12\x19\n\x07monitor\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x19\n\x08patience\x18\x02 \x01(\rB\x07\xbaH\x04*\x02(\x01\x12#\n\tmin_delta\x18\x03 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\"\xe8\x01\n\x10\x43heckpointPolicy\x12\x13\n\x0b\x65very_steps\x18\x01 \x01(\x04\x12\x19\n\x0c\x65very_epochs\x18\x02 \x01(\rH\x00\x88\x01\x01\x12,\n\revery_seconds\x18\x03 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x01\x88\x01\x01\x12\x1f\n\tkeep_last\x18\x04 \x01(\rB\x07\xbaH\x04*\x02(\x01H\x02\x88\x01\x01\x12\x16\n\tkeep_best\x18\x05 \x01(\rH\x03\x88\x01\x01\x42\x0f\n\r_every_epochsB\x10\n\x0e_every_secondsB\x0c\n\n_keep_lastB\x0c\n\n_keep_best\"\x80\x01\n\x11StrategyOverrides\x12 \n\x06\x65pochs\x18\x01 \x01(\rB\x0b\xbaH\x08*\x06\x18\xc0\x84=(\x01H\x00\x88\x01\x01\x12,\n\rlearning_rate\x18\x02 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x01\x88\x01\x01\x42\t\n\x07_epochsB\x10\n\x0e_learning_rateb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#everstep/training/v1/strategy.proto\x12\x14\x65verstep.training.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x83\x04\n\x10TrainingStrategy\x12\x39\n\x04name\x18\x01 \x01(\tB+\xbaH(r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$\xc8\x01\x01\x12\x1e\n\x04seed\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\xff\xff\xff\xff\xff\xff\xff\x0f(\x00\x12\x36\n\x04\x64\x61ta\x18\x03 \x01(\x0b\x32 .everstep.training.v1.DataSourceB\x06\xbaH\x03\xc8\x01\x01\x12=\n\x05model\x18\x04 \x01(\x0b\x32&.everstep.training.v1.ModelDeclarationB\x06\xbaH\x03\xc8\x01\x01\x12\x19\n\x04loss\x18\x05 \x01(\tB\x0b\xbaH\x08r\x03\x18\x80\x01\xc8\x01\x01\x12\x45\n\toptimizer\x18\x06 \x01(\x0b\x32*.everstep.training.v1.OptimizerDeclarationB\x06\xbaH\x03\xc8\x01\x01\x12=\n\tscheduler\x18\x07 \x01(\x0b\x32*.everstep.training.v1.SchedulerDeclaration\x12@\n\x08training\x18\x08 \x01(\x0b\x32&.everstep.training.v1.TrainingSettingsB\x06\xbaH\x03\xc8\x01\x01\x12:\n\ncheckpoint\x18\t \x01(\x0b\x32&.everstep.training.v1.CheckpointPolicy\"\x89\x02\n\nDataSource\x12\x1b\n\x06source\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\x18\x80\x08\xc8\x01\x01\x12\x18\n\x06target\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1b\n\x08\x66\x65\x61tures\x18\x03 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80 \x12.\n\x05split\x18\x04 \x01(\x0b\x32\x1f.everstep.training.v1.DataSplit\x12%\n\x04\x61rgs\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x18\n\x07workers\x18\x06 \x01(\rB\x07\xbaH\x04*\x02\x18@\x12\x36\n\x08sampling\x18\x07 \x01(\tB$\xbaH!r\x1fR\x00R\x07shuffleR\x08\x62\x61lancedR\x08weighted\"\xb5\x02\n\tDataSplit\x12&\n\x05train\x18\x01 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00\x12+\n\nvalidation\x18\x02 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x11\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00\x12%\n\x04test\x18\x03 \x01(\x01\x42\x17\xbaH\x14\x12\x12\x11\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00:\xab\x01\xbaH\xa7\x01\x1a\xa4\x01\n\tsplit.sum\x12+train, validation and test must add up to 1\x1ajthis.train + this.validation + this.test > 0.999999 && this.train + this.validation + this.test < 1.000001\"W\n\x10ModelDeclaration\x12\x1c\n\x07\x66\x61\x63tory\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\x18\x80\x02\xc8\x01\x01\x12%\n\x04\x61rgs\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"X\n\x14OptimizerDeclaration\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\x18\x80\x01\xc8\x01\x01\x12%\n\x04\x61rgs\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xca\x01\n\x14SchedulerDeclaration\x12\x19\n\x04name\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\x18\x80\x01\xc8\x01\x01\x12%\n\x04\x61rgs\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12&\n\x08interval\x18\x03 \x01(\tB\x14\xbaH\x11r\x0fR\x00R\x05\x65pochR\x04step\x12H\n\nschedulers\x18\x04 \x03(\x0b\x32*.everstep.training.v1.SchedulerDeclarationB\x08\xbaH\x05\x92\x01\x02\x10\x10\"\xec\x03\n\x10TrainingSettings\x12\x1b\n\x06\x65pochs\x18\x01 \x01(\rB\x0b\xbaH\x08*\x06\x18\xc0\x84=(\x01\x12\x1f\n\nbatch_size\x18\x02 \x01(\rB\x0b\xbaH\x08*\x06\x18\x80\x80@(\x01\x12\'\n\rgradient_clip\x18\x03 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\x12$\n\naccumulate\x18\x04 \x01(\rB\x0b\xbaH\x08*\x06\x18\x80\x80\x04(\x01H\x00\x88\x01\x01\x12\x44\n\tprecision\x18\x05 \x01(\tB1\xbaH.r,R\x00R\x07\x66loat32R\x07\x66loat64R\nbf16-mixedR\nfp16-mixed\x12\x1a\n\rdeterministic\x18\x06 \x01(\x08H\x01\x88\x01\x01\x12;\n\x0e\x65\x61rly_stopping\x18\x07 \x01(\x0b\x32#.everstep.training.v1.EarlyStopping\x12\x19\n\x07threads\x18\x08 \x01(\rB\x08\xbaH\x05*\x03\x18\x80\x08\x12/\n\tema_decay\x18\t \x01(\x01\x42\x17\xbaH\x14\x12\x12\x11\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00H\x02\x88\x01\x01\x12\x31\n\nnon_finite\x18\n \x01(\tB\x1d\xbaH\x1ar\x18R\x00R\x04\x66\x61ilR\x04skipR\x08rollbackB\r\n\x0b_accumulateB\x10\n\x0e_deterministicB\x0c\n\n_ema_decay\"j\n\rEarlyStopping\x12\x19\n\x07monitor\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x19\n\x08patience\x18\x02 \x01(\rB\x07\xbaH\x04*\x02(\x01\x12#\n\tmin_delta\x18\x03 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\"\xe8\x01\n\x10\x43heckpointPolicy\x12\x13\n\x0b\x65very_steps\x18\x01 \x01(\x04\x12\x19\n\x0c\x65very_epochs\x18\x02 \x01(\rH\x00\x88\x01\x01\x12,\n\revery_seconds\x18\x03 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x01\x88\x01\x01\x12\x1f\n\tkeep_last\x18\x04 \x01(\rB\x07\xbaH\x04*\x02(\x01H\x02\x88\x01\x01\x12\x16\n\tkeep_best\x18\x05 \x01(\rH\x03\x88\x01\x01\x42\x0f\n\r_every_epochsB\x10\n\x0e_every_secondsB\x0c\n\n_keep_lastB\x0c\n\n_keep_best\"\x80\x01\n\x11StrategyOverrides\x12 \n\x06\x65pochs\x18\x01 \x01(\rB\x0b\xbaH\x08*\x06\x18\xc0\x84=(\x01H\x00\x88\x01\x01\x12,\n\rlearning_rate\x18\x02 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x01\x88\x01\x01\x42\t\n\x07_epochsB\x10\n\x0e_learning_rateb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,6 +55,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASOURCE'].fields_by_name['features']._serialized_options = b'\272H\006\222\001\003\020\200 '
   _globals['_DATASOURCE'].fields_by_name['workers']._loaded_options = None
   _globals['_DATASOURCE'].fields_by_name['workers']._serialized_options = b'\272H\004*\002\030@'
+  _globals['_DATASOURCE'].fields_by_name['sampling']._loaded_options = None
+  _globals['_DATASOURCE'].fields_by_name['sampling']._serialized_options = b'\272H!r\037R\000R\007shuffleR\010balancedR\010weighted'
   _globals['_DATASPLIT'].fields_by_name['train']._loaded_options = None
   _globals['_DATASPLIT'].fields_by_name['train']._serialized_options = b'\272H\024\022\022\031\000\000\000\000\000\000\360?!\000\000\000\000\000\000\000\000'
   _globals['_DATASPLIT'].fields_by_name['validation']._loaded_options = None
@@ -71,6 +73,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCHEDULERDECLARATION'].fields_by_name['name']._serialized_options = b'\272H\010r\003\030\200\001\310\001\001'
   _globals['_SCHEDULERDECLARATION'].fields_by_name['interval']._loaded_options = None
   _globals['_SCHEDULERDECLARATION'].fields_by_name['interval']._serialized_options = b'\272H\021r\017R\000R\005epochR\004step'
+  _globals['_SCHEDULERDECLARATION'].fields_by_name['schedulers']._loaded_options = None
+  _globals['_SCHEDULERDECLARATION'].fields_by_name['schedulers']._serialized_options = b'\272H\005\222\001\002\020\020'
   _globals['_TRAININGSETTINGS'].fields_by_name['epochs']._loaded_options = None
   _globals['_TRAININGSETTINGS'].fields_by_name['epochs']._serialized_options = b'\272H\010*\006\030\300\204=(\001'
   _globals['_TRAININGSETTINGS'].fields_by_name['batch_size']._loaded_options = None
@@ -80,9 +84,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAININGSETTINGS'].fields_by_name['accumulate']._loaded_options = None
   _globals['_TRAININGSETTINGS'].fields_by_name['accumulate']._serialized_options = b'\272H\010*\006\030\200\200\004(\001'
   _globals['_TRAININGSETTINGS'].fields_by_name['precision']._loaded_options = None
-  _globals['_TRAININGSETTINGS'].fields_by_name['precision']._serialized_options = b'\272H\026r\024R\000R\007float32R\007float64'
+  _globals['_TRAININGSETTINGS'].fields_by_name['precision']._serialized_options = b'\272H.r,R\000R\007float32R\007float64R\nbf16-mixedR\nfp16-mixed'
   _globals['_TRAININGSETTINGS'].fields_by_name['threads']._loaded_options = None
   _globals['_TRAININGSETTINGS'].fields_by_name['threads']._serialized_options = b'\272H\005*\003\030\200\010'
+  _globals['_TRAININGSETTINGS'].fields_by_name['ema_decay']._loaded_options = None
+  _globals['_TRAININGSETTINGS'].fields_by_name['ema_decay']._serialized_options = b'\272H\024\022\022\021\000\000\000\000\000\000\360?!\000\000\000\000\000\000\000\000'
+  _globals['_TRAININGSETTINGS'].fields_by_name['non_finite']._loaded_options = None
+  _globals['_TRAININGSETTINGS'].fields_by_name['non_finite']._serialized_options = b'\272H\032r\030R\000R\004failR\004skipR\010rollback'
   _globals['_EARLYSTOPPING'].fields_by_name['monitor']._loaded_options = None
   _globals['_EARLYSTOPPING'].fields_by_name['monitor']._serialized_options = b'\272H\005r\003\030\200\001'
   _globals['_EARLYSTOPPING'].fields_by_name['patience']._loaded_options = None
@@ -100,21 +108,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAININGSTRATEGY']._serialized_start=121
   _globals['_TRAININGSTRATEGY']._serialized_end=636
   _globals['_DATASOURCE']._serialized_start=639
-  _globals['_DATASOURCE']._serialized_end=848
-  _globals['_DATASPLIT']._serialized_start=851
-  _globals['_DATASPLIT']._serialized_end=1160
-  _globals['_MODELDECLARATION']._serialized_start=1162
-  _globals['_MODELDECLARATION']._serialized_end=1249
-  _globals['_OPTIMIZERDECLARATION']._serialized_start=1251
-  _globals['_OPTIMIZERDECLARATION']._serialized_end=1339
-  _globals['_SCHEDULERDECLARATION']._serialized_start=1342
-  _globals['_SCHEDULERDECLARATION']._serialized_end=1470
-  _globals['_TRAININGSETTINGS']._serialized_start=1473
-  _globals['_TRAININGSETTINGS']._serialized_end=1827
-  _globals['_EARLYSTOPPING']._serialized_start=1829
-  _globals['_EARLYSTOPPING']._serialized_end=1935
-  _globals['_CHECKPOINTPOLICY']._serialized_start=1938
-  _globals['_CHECKPOINTPOLICY']._serialized_end=2170
-  _globals['_STRATEGYOVERRIDES']._serialized_start=2173
-  _globals['_STRATEGYOVERRIDES']._serialized_end=2301
+  _globals['_DATASOURCE']._serialized_end=904
+  _globals['_DATASPLIT']._serialized_start=907
+  _globals['_DATASPLIT']._serialized_end=1216
+  _globals['_MODELDECLARATION']._serialized_start=1218
+  _globals['_MODELDECLARATION']._serialized_end=1305
+  _globals['_OPTIMIZERDECLARATION']._serialized_start=1307
+  _globals['_OPTIMIZERDECLARATION']._serialized_end=1395
+  _globals['_SCHEDULERDECLARATION']._serialized_start=1398
+  _globals['_SCHEDULERDECLARATION']._serialized_end=1600
+  _globals['_TRAININGSETTINGS']._serialized_start=1603
+  _globals['_TRAININGSETTINGS']._serialized_end=2095
+  _globals['_EARLYSTOPPING']._serialized_start=2097
+  _globals['_EARLYSTOPPING']._serialized_end=2203
+  _globals['_CHECKPOINTPOLICY']._serialized_start=2206
+  _globals['_CHECKPOINTPOLICY']._serialized_end=2438
+  _globals['_STRATEGYOVERRIDES']._serialized_start=2441
+  _globals['_STRATEGYOVERRIDES']._serialized_end=2569
 # @@protoc_insertion_point(module_scope)

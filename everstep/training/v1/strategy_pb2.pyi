@@ -92,14 +92,20 @@ class DataSource(_message.Message):
     SPLIT_FIELD_NUMBER: _builtins.int
     ARGS_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
     source: _builtins.str
-    """`builtin:NAME`, or a path under the trainer's data root to a .csv,
-    .parquet or .npz file.
+    """`builtin:NAME`, a path under the trainer's data root to a .csv, .parquet
+    or .npz file, or a team's own `package.module:factory`.
     """
     target: _builtins.str
     """The column that is learned."""
     workers: _builtins.int
     """DataLoader worker processes; they do not change the bytes."""
+    sampling: _builtins.str
+    """How an epoch takes its examples: `shuffle` (default): each once, in random
+    order; `balanced`: drawn with replacement, every class as often;
+    `weighted`: drawn with replacement by the data set's own sample_weights.
+    """
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The columns it is learned from; empty means all others."""
@@ -119,10 +125,11 @@ class DataSource(_message.Message):
         split: Global___DataSplit | None = ...,
         args: _struct_pb2.Struct | None = ...,
         workers: _builtins.int = ...,
+        sampling: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "features", b"features", "source", b"source", "split", b"split", "target", b"target", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "features", b"features", "sampling", b"sampling", "source", b"source", "split", b"split", "target", b"target", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -210,22 +217,28 @@ class SchedulerDeclaration(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ARGS_FIELD_NUMBER: _builtins.int
     INTERVAL_FIELD_NUMBER: _builtins.int
+    SCHEDULERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A class of torch.optim.lr_scheduler: StepLR, CosineAnnealingLR, ..."""
     interval: _builtins.str
-    """When it advances: `epoch` (default) or `step`."""
+    """When it advances: `epoch` (default) or `step`; said by the outermost only."""
     @_builtins.property
     def args(self) -> _struct_pb2.Struct: ...
+    @_builtins.property
+    def schedulers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SchedulerDeclaration]:
+        """What SequentialLR and ChainedScheduler are composed of."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         args: _struct_pb2.Struct | None = ...,
         interval: _builtins.str = ...,
+        schedulers: _abc.Iterable[Global___SchedulerDeclaration] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["args", b"args"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "interval", b"interval", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "interval", b"interval", "name", b"name", "schedulers", b"schedulers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,6 +256,8 @@ class TrainingSettings(_message.Message):
     DETERMINISTIC_FIELD_NUMBER: _builtins.int
     EARLY_STOPPING_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
+    EMA_DECAY_FIELD_NUMBER: _builtins.int
+    NON_FINITE_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     batch_size: _builtins.int
     gradient_clip: _builtins.float
@@ -250,11 +265,22 @@ class TrainingSettings(_message.Message):
     accumulate: _builtins.int
     """Batches per optimizer step. Unset means 1."""
     precision: _builtins.str
-    """float32 (default) or float64."""
+    """float32 (default) or float64; bf16-mixed or fp16-mixed: weights in float32,
+    forward passes under autocast, float16 with a gradient scaler.
+    """
     deterministic: _builtins.bool
     """Only deterministic kernels. Unset means true."""
     threads: _builtins.int
     """Threads of one training; they are part of the bytes. 0: the trainer's own setting."""
+    ema_decay: _builtins.float
+    """Decay of an exponential moving average of the weights, taken after every
+    step; it is what is evaluated and what the best weights are. Unset: none.
+    """
+    non_finite: _builtins.str
+    """When a loss or a gradient is NaN or infinite: `fail` (default); `skip`
+    leaves that step out; `rollback` goes back to the newest checkpoint and
+    leaves out the steps from there to this one.
+    """
     @_builtins.property
     def early_stopping(self) -> Global___EarlyStopping: ...
     def __init__(
@@ -268,19 +294,25 @@ class TrainingSettings(_message.Message):
         deterministic: _builtins.bool | None = ...,
         early_stopping: Global___EarlyStopping | None = ...,
         threads: _builtins.int = ...,
+        ema_decay: _builtins.float | None = ...,
+        non_finite: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_accumulate", b"_accumulate", "_deterministic", b"_deterministic", "accumulate", b"accumulate", "deterministic", b"deterministic", "early_stopping", b"early_stopping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accumulate", b"_accumulate", "_deterministic", b"_deterministic", "_ema_decay", b"_ema_decay", "accumulate", b"accumulate", "deterministic", b"deterministic", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accumulate", b"_accumulate", "_deterministic", b"_deterministic", "accumulate", b"accumulate", "batch_size", b"batch_size", "deterministic", b"deterministic", "early_stopping", b"early_stopping", "epochs", b"epochs", "gradient_clip", b"gradient_clip", "precision", b"precision", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accumulate", b"_accumulate", "_deterministic", b"_deterministic", "_ema_decay", b"_ema_decay", "accumulate", b"accumulate", "batch_size", b"batch_size", "deterministic", b"deterministic", "early_stopping", b"early_stopping", "ema_decay", b"ema_decay", "epochs", b"epochs", "gradient_clip", b"gradient_clip", "non_finite", b"non_finite", "precision", b"precision", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accumulate: _TypeAlias = _typing.Literal["accumulate"]  # noqa: Y015
     _WhichOneofArgType__accumulate: _TypeAlias = _typing.Literal["_accumulate", b"_accumulate"]  # noqa: Y015
     _WhichOneofReturnType__deterministic: _TypeAlias = _typing.Literal["deterministic"]  # noqa: Y015
     _WhichOneofArgType__deterministic: _TypeAlias = _typing.Literal["_deterministic", b"_deterministic"]  # noqa: Y015
+    _WhichOneofReturnType__ema_decay: _TypeAlias = _typing.Literal["ema_decay"]  # noqa: Y015
+    _WhichOneofArgType__ema_decay: _TypeAlias = _typing.Literal["_ema_decay", b"_ema_decay"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__accumulate) -> _WhichOneofReturnType__accumulate | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__deterministic) -> _WhichOneofReturnType__deterministic | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ema_decay) -> _WhichOneofReturnType__ema_decay | None: ...
 
 Global___TrainingSettings: _TypeAlias = TrainingSettings  # noqa: Y015
 
