@@ -15,6 +15,7 @@ from checkpoint_store.digests import (
     kind_digest,
     tensor_digest,
 )
+from checkpoint_store.lineage import LineageEvent
 from checkpoint_store.manifest import BlobEntry, Manifest, TensorEntry, manifest_key
 from checkpoint_store.manifest_reading import corrupt, read_manifest
 from checkpoint_store.parallel import in_parallel
@@ -58,6 +59,7 @@ class CheckpointDraft:
     strategy_digest: str
     data_digest: str
     fingerprint: dict[str, str]
+    lineage: tuple[LineageEvent, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,7 @@ def _complete(draft: CheckpointDraft, entries: Sequence[BlobEntry]) -> Manifest:
         strategy_digest=draft.strategy_digest,
         data_digest=draft.data_digest,
         fingerprint=draft.fingerprint,
+        lineage=draft.lineage,
     )
 
 

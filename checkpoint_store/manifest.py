@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from checkpoint_store.digests import Buffer, canonical_json, is_digest, parse_canonical_json
+from checkpoint_store.lineage import LineageEvent
 from checkpoint_store.safetensors_layout import ITEM_SIZES, TensorSpec
 from everstep.errors import EverstepError, Reason
 
@@ -28,9 +29,12 @@ _KEYS: Final = frozenset(
     {
         "format", "format_version", "checkpoint_id", "operation_id", "attempt", "epoch", "step",
         "trigger", "create_time", "parent", "blobs", "state", "digests", "metrics", "monitor",
-        "monitor_value", "strategy", "strategy_digest", "data_digest", "fingerprint",
+        "monitor_value", "strategy", "strategy_digest", "data_digest", "fingerprint", "lineage",
     }
 )  # fmt: skip
+
+#: What is not a manifest's field as it stands.
+_OWN_CONTENT: Final = frozenset({"format", "blobs", "metrics", "lineage"})
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class Manifest:
     data_digest: str
     #: The environment that the bytes depend on.
     fingerprint: dict[str, str]
+    #: What happened to the state beside training, oldest first.
+    lineage: tuple[LineageEvent, ...] = ()
     format_version: int = FORMAT_VERSION
 
     @property
@@ -110,9 +116,10 @@ class Manifest:
         Raises:
             TypeError, ValueError: When state, strategy or metrics hold what JSON cannot.
         """
-        content = {name: getattr(self, name) for name in _KEYS - {"format", "blobs", "metrics"}}
+        content = {name: getattr(self, name) for name in _KEYS - _OWN_CONTENT}
         content["format"] = FORMAT
         content["metrics"] = {name: float(value) for name, value in self.metrics.items()}
+        content["lineage"] = [event.to_json() for event in self.lineage]
         content["blobs"] = [_blob_content(blob) for blob in self.blobs]
         return canonical_json(content)
 
@@ -207,6 +214,7 @@ def _parse(data: Buffer) -> Manifest:
         strategy_digest=_text(content, "strategy_digest"),
         data_digest=_text(content, "data_digest"),
         fingerprint=_texts(content, "fingerprint"),
+        lineage=tuple(LineageEvent.from_json(event) for event in _items(content, "lineage")),
     )
     lengths = {(blob.digest, blob.length) for blob in manifest.blobs}
     if len(lengths) != len({digest for digest, _ in lengths}):

@@ -166,8 +166,10 @@ def _beginning(connection: Connection, operation: OperationRecord) -> Beginning:
         checkpoint = next_readable(connection, operation.operation_id)
     if checkpoint is not None:
         if checkpoint.attempt > operation.resumed_after:
-            # The learning rate was set when this resume began, and is in the checkpoint since.
+            # The learning rate was set when this resume began, and is in the checkpoint since; the
+            # environment that was allowed is the checkpoint's.
             overrides.ClearField("learning_rate")
+            overrides.ClearField("allow_inexact")
         return Beginning(reference_of(checkpoint), checkpoint.step + 1, overrides)
     if operation.from_checkpoint is not None:
         forked_from = CheckpointReference.FromString(operation.from_checkpoint)

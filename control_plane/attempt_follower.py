@@ -253,12 +253,15 @@ def _open_call(
                 operation_id=attempt.operation_id, attempt=attempt.number, strategy=strategy
             )
         )
+    checkpoint = CheckpointReference.FromString(attempt.checkpoint)
+    own = f"operations/{attempt.operation_id}/"
     return stub.ResumeTraining(
         ResumeTrainingRequest(
             operation_id=attempt.operation_id,
             attempt=attempt.number,
             strategy=strategy,
-            checkpoint=CheckpointReference.FromString(attempt.checkpoint),
+            checkpoint=checkpoint,
             overrides=StrategyOverrides.FromString(attempt.overrides),
+            fork=not checkpoint.manifest_key.startswith(own),
         )
     )

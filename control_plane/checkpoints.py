@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from checkpoint_store.blobs import BlobStore
 from checkpoint_store.checkpoints import read_manifest, verify_checkpoint
-from checkpoint_store.digests import blob_key
+from checkpoint_store.digests import blob_digest, blob_key
 from checkpoint_store.manifest import Manifest
 from control_plane import pages, times
 from control_plane.checkpoint_records import checkpoint_message, checkpoint_not_found, superfluous
@@ -35,6 +35,8 @@ _KIND_OF_PART: Final = {
     CheckpointPart.CHECKPOINT_PART_WEIGHTS: "weights",
     CheckpointPart.CHECKPOINT_PART_BEST_WEIGHTS: "best_weights",
     CheckpointPart.CHECKPOINT_PART_OPTIMIZER: "optimizer",
+    CheckpointPart.CHECKPOINT_PART_AVERAGE_WEIGHTS: "average_weights",
+    CheckpointPart.CHECKPOINT_PART_TRACE: "trace",
 }
 _UNFINISHED: Final = tuple(state.value for state in (*ATTEMPT_STATES, State.PENDING))
 #: Keys of the store that are removed between two updates of the database.
@@ -137,6 +139,8 @@ class Checkpoints:
         """
         record = await self._database.read(_found, checkpoint_id)
         manifest = await asyncio.to_thread(self._manifest, record)
+        if part == CheckpointPart.CHECKPOINT_PART_MANIFEST:
+            return [await asyncio.to_thread(self._sign_manifest, manifest)]
         kind = _KIND_OF_PART[part]
         blobs = [blob for blob in manifest.blobs if blob.kind == kind]
         if not blobs:
@@ -157,6 +161,14 @@ class Checkpoints:
             ]
 
         return await asyncio.to_thread(sign)
+
+    def _sign_manifest(self, manifest: Manifest) -> BlobDownload:
+        content = manifest.to_bytes()
+        return BlobDownload(
+            url=self._public_store.download_url(manifest.key, DOWNLOAD_TIME),
+            bytes=len(content),
+            digest=blob_digest(content),
+        )
 
     async def _verify(self, record: CheckpointRecord) -> tuple[int, int]:
         try:

@@ -42,6 +42,7 @@ def plan(
     _check_state(operation)
     merged = StrategyOverrides.FromString(operation.overrides or b"")
     epochs_before = total_epochs(operation)
+    merged.ClearField("allow_inexact")
     merged.MergeFrom(overrides)
     epochs = merged.epochs if merged.HasField("epochs") else epochs_before
     if operation.state == State.COMPLETED:
@@ -159,5 +160,8 @@ def _damaged(what: str, newest: CheckpointRecord | None) -> EverstepError:
 
 
 def _described(overrides: StrategyOverrides) -> str:
-    changes = [f"{field.name}={value:g}" for field, value in overrides.ListFields()]
+    changes = [
+        field.name if value is True else f"{field.name}={value:g}"
+        for field, value in overrides.ListFields()
+    ]
     return f", with {', '.join(changes)}" if changes else ""

@@ -16,6 +16,7 @@ from everstep.training.v1.progress_pb2 import (
     TrainingRestarted,
 )
 from trainer_service.child.pipe import (
+    Accepted,
     Cancel,
     Failed,
     Finished,
@@ -61,6 +62,9 @@ class LocalTrainingOrchestrator:
         #: Set when nothing of the attempt is wanted any more.
         self.discarded = asyncio.Event()
         self._expected_digests: Mapping[str, str] | None = None
+        self._accepted: Accepted | None = None
+        #: The newest that this attempt took.
+        self._snapshot: SnapshotTaken | None = None
         self._unreleased: set[int] = set()
         self._slot_released = asyncio.Event()
 
@@ -94,10 +98,26 @@ class LocalTrainingOrchestrator:
                     "trainer's log, and its memory",
                 )
             restarts += 1
+            train = self._continued(train, resume_context)
             resume_context = self._slots.newest
             self._expected_digests = None
             await self._restarted(cause, resume_context, restarts)
         return Finished("cancelled", {})
+
+    def _continued(self, train: Train, resume_context: SlotContent | None) -> Train:
+        """What the next process is told: what the last one accepted, it need not prove again."""
+        if self._accepted is not None:
+            train = replace(train, lineage=self._accepted.lineage, fingerprint={}, replay=None)
+        if self._snapshot is not None and self._slots.newest is not resume_context:
+            train = replace(
+                train,
+                fingerprint=self._snapshot.fingerprint,
+                data_digest=self._snapshot.data_digest,
+                lineage=self._snapshot.lineage,
+                replay=None,
+                forked_from={},
+            )
+        return train
 
     async def cancel(self, discard: bool) -> None:
         """Ends the training after its step, or at once when its state is not wanted."""
@@ -178,8 +198,11 @@ class LocalTrainingOrchestrator:
                     await self._pass_on(child, TrainingProgress.FromString(said))
                 case SnapshotTaken():
                     self._slots.newest = said.content
+                    self._snapshot = said
                     self._unreleased.add(said.content.slot)
                     snapshot_taken(said)
+                case Accepted():
+                    self._accepted = said
                 case Restored():
                     _log.info("restored", step=said.step, process_id=child.process_id)
                     if self._expected_digests not in (None, said.digests):

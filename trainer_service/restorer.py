@@ -10,6 +10,7 @@ from checkpoint_store.manifest import Manifest
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.checkpoint_pb2 import CheckpointReference
 from trainer_service.child.pipe import SlotBlob, SlotContent
+from trainer_service.provenance import proof_wanted
 from trainer_service.slots import MemorySlots
 
 
@@ -19,6 +20,8 @@ class RestoredCheckpoint:
 
     manifest: Manifest
     content: SlotContent
+    #: An earlier checkpoint of the same training, where a proof wants one and there is one.
+    earlier: SlotContent | None = None
 
 
 def restore(
@@ -30,12 +33,37 @@ def restore(
         EverstepError: CHECKPOINT_NOT_FOUND, CHECKPOINT_CORRUPT, STORE_UNAVAILABLE.
     """
     manifest = read_manifest(store, reference.manifest_key, reference.manifest_digest)
-    slots.reserve(0, restored_bytes(manifest))
-    with slots.view(0) as memory:
-        placed = restore_blobs(store, manifest, memory)
-    content = SlotContent(0, tuple(SlotBlob(*blob) for blob in placed), manifest.state)
+    content = _read_into(store, manifest, slots, 0)
     slots.newest = content
-    return RestoredCheckpoint(manifest, content)
+    earlier = None
+    if proof_wanted(manifest.fingerprint):
+        before = _before(store, manifest)
+        earlier = None if before is None else _read_into(store, before, slots, 1)
+    return RestoredCheckpoint(manifest, content, earlier)
+
+
+def _read_into(store: BlobStore, manifest: Manifest, slots: MemorySlots, slot: int) -> SlotContent:
+    slots.reserve(slot, restored_bytes(manifest))
+    with slots.view(slot) as memory:
+        placed = restore_blobs(store, manifest, memory)
+    return SlotContent(slot, tuple(SlotBlob(*blob) for blob in placed), manifest.state)
+
+
+def _before(store: BlobStore, manifest: Manifest) -> Manifest | None:
+    """The nearest earlier checkpoint of the same training that is still there and whole."""
+    before = manifest
+    while before.parent is not None:
+        try:
+            before = read_manifest(store, before.parent)
+        except EverstepError as error:
+            if error.reason in (Reason.CHECKPOINT_NOT_FOUND, Reason.CHECKPOINT_CORRUPT):
+                return None
+            raise
+        if before.operation_id != manifest.operation_id:
+            return None
+        if before.step < manifest.step:
+            return before
+    return None
 
 
 def check_strategy_digest(manifest: Manifest, strategy_digest: str) -> None:
@@ -49,6 +77,6 @@ def check_strategy_digest(manifest: Manifest, strategy_digest: str) -> None:
             Reason.ENVIRONMENT_MISMATCH,
             f"checkpoint {manifest.checkpoint_id} was made with another strategy "
             f"({manifest.strategy_digest[:12]}, not {strategy_digest[:12]}); resume with the "
-            "strategy it was made with, or train the other one from the beginning",
+            "strategy it was made with, or fork it",
             metadata={"differences": "strategy"},
         )

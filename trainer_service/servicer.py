@@ -50,6 +50,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 strategy=_resolved(request.strategy),
                 checkpoint=request.checkpoint,
                 overrides=request.overrides,
+                fork=request.fork,
             )
         )
         async for event in progress.follow(after_index=0):

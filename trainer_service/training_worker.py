@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from google.protobuf import json_format
@@ -55,6 +56,8 @@ class TrainingRequest:
     #: None: from the beginning.
     checkpoint: CheckpointReference | None
     overrides: StrategyOverrides
+    #: Whether the checkpoint is another training's, made with another strategy perhaps.
+    fork: bool = False
 
 
 class TrainingWorker:
@@ -160,7 +163,8 @@ class TrainingWorker:
             return None
         await self._phase(Phase.PHASE_RESTORING)
         restored = await asyncio.to_thread(restore, self._store, self._reference(), self._slots)
-        check_strategy_digest(restored.manifest, strategy_digest(self._request.strategy))
+        if not self._request.fork:
+            check_strategy_digest(restored.manifest, strategy_digest(self._request.strategy))
         return restored
 
     def _reference(self) -> CheckpointReference:
@@ -178,9 +182,25 @@ class TrainingWorker:
             data_root=str(self._settings.data_root.absolute()),
             threads=self._request.strategy.training.threads or self._settings.training_threads(),
             allowed_packages=self._settings.allowed_packages,
-            fingerprint={} if restored is None else restored.manifest.fingerprint,
-            data_digest="" if restored is None else restored.manifest.data_digest,
+            **({} if restored is None else self._provenance(restored)),
         )
+
+    def _provenance(self, restored: RestoredCheckpoint) -> dict[str, Any]:
+        """What a training process is told of the checkpoint that it goes on from."""
+        manifest = restored.manifest
+        told: dict[str, Any] = {
+            "fingerprint": manifest.fingerprint,
+            "data_digest": manifest.data_digest,
+            "lineage": [event.to_json() for event in manifest.lineage],
+            "replay": restored.earlier,
+        }
+        if self._request.fork:
+            told["forked_from"] = manifest.strategy
+            told["origin"] = (
+                f"from checkpoint {manifest.checkpoint_id} of {manifest.operation_id}, step "
+                f"{manifest.step}"
+            )
+        return told
 
     async def _phase(self, phase: Phase.ValueType) -> None:
         await self._progress.publish(TrainingProgress(phase_changed=PhaseChanged(phase=phase)))

@@ -12,10 +12,18 @@ from typing import Any
 
 import structlog
 
+from checkpoint_store import lineage
 from checkpoint_store.blobs import BlobStore
 from checkpoint_store.checkpoints import CheckpointDraft, CommittedCheckpoint, commit_checkpoint
+from checkpoint_store.lineage import lineage_summary
 from everstep.errors import EverstepError, Reason
-from everstep.training.v1.checkpoint_pb2 import Checkpoint, CheckpointReference, CheckpointTrigger
+from everstep.training.v1.checkpoint_pb2 import (
+    Checkpoint,
+    CheckpointReference,
+    CheckpointTrigger,
+    LineageEvent,
+    LineageKind,
+)
 from everstep.training.v1.progress_pb2 import (
     CheckpointCommitted,
     CheckpointDelayed,
@@ -160,6 +168,7 @@ class Uploader:
             strategy_digest=self._context.strategy_digest,
             data_digest=snapshot.data_digest,
             fingerprint=snapshot.fingerprint,
+            lineage=tuple(lineage.LineageEvent.from_json(event) for event in snapshot.lineage),
         )
         with self._slots.view(snapshot.content.slot) as memory:
             return commit_checkpoint(self._store, draft, memory)
@@ -184,6 +193,15 @@ def checkpoint_message(committed: CommittedCheckpoint) -> Checkpoint:
         digests=manifest.digests,
         metrics=manifest.metrics,
         monitor=manifest.monitor,
+        lineage=lineage_summary(manifest.lineage),
+        lineage_events=[
+            LineageEvent(
+                kind=LineageKind.Value(f"LINEAGE_KIND_{event.kind}"),
+                step=event.step,
+                message=event.message,
+            )
+            for event in manifest.lineage
+        ],
     )
     message.create_time.FromJsonString(manifest.create_time)
     if manifest.monitor_value is not None:

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from typer.main import get_command
 
-from everstep.cli import checkpoints, demo, doctor, operations, stack, train, trainers
+from everstep.cli import checkpoints, demo, diff, doctor, operations, stack, train, trainers
 from everstep.cli.console import messages
 from everstep.errors import EverstepError, Reason
 
@@ -39,9 +39,10 @@ app.command()(operations.ops)
 app.command()(operations.show)
 app.command()(operations.cancel)
 app.command()(train.resume)
+app.command()(train.fork)
 app.command()(operations.checkpoint)
 app.command()(operations.delete)
-app.command()(operations.diff)
+app.command()(diff.diff)
 app.add_typer(checkpoints.app, name="checkpoints", help="Checkpoints: list, show, pin, ...")
 app.command()(checkpoints.pull)
 app.command()(checkpoints.usage)

@@ -14,14 +14,15 @@ from everstep.cli.console import (
     OutputFormat,
     ago,
     connect,
+    described,
     messages,
     print_json,
     print_rows,
     size,
     words,
 )
-from everstep.cli.downloads import download
 from everstep.control.v1.checkpoints_pb2 import CheckpointPart
+from everstep.downloads import download
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.checkpoint_pb2 import Checkpoint, CheckpointTrigger
 
@@ -52,7 +53,7 @@ def list_checkpoints(
     print_rows(
         (
             "CHECKPOINT", "OPERATION", "EPOCH", "STEP", "TRIGGER", "SIZE", "UPLOADED", "MONITOR",
-            "PINNED", "CREATED",
+            "LINEAGE", "PINNED", "CREATED",
         ),
         (_row(checkpoint) for checkpoint in found),
     )  # fmt: skip
@@ -73,6 +74,8 @@ def show(
         ("position", f"epoch {found.epoch}, step {found.step}"),
         ("size", f"{size(found.logical_bytes)}, {size(found.uploaded_bytes)} uploaded"),
         ("metrics", "  ".join(f"{k} {v:.5g}" for k, v in sorted(found.metrics.items()))),
+        ("lineage", found.lineage),
+        *((f"  step {event.step}", described(event)) for event in found.lineage_events),
         ("manifest", found.reference.manifest_key),
         *((f"{kind} digest", digest) for kind, digest in sorted(found.digests.items())),
     ]
@@ -124,6 +127,9 @@ def pull(
         Path, typer.Option("--output", "-o", metavar="FILE.safetensors", help="Where to.")
     ] = Path("model.safetensors"),
     best: Annotated[bool, typer.Option("--best", help="The best epoch's weights.")] = False,
+    average: Annotated[
+        bool, typer.Option("--average", help="The moving average of the weights.")
+    ] = False,
     optimizer: Annotated[
         bool, typer.Option("--optimizer", help="The optimizer's state instead of weights.")
     ] = False,
@@ -141,6 +147,8 @@ def pull(
     part = CheckpointPart.CHECKPOINT_PART_WEIGHTS
     if best:
         part = CheckpointPart.CHECKPOINT_PART_BEST_WEIGHTS
+    if average:
+        part = CheckpointPart.CHECKPOINT_PART_AVERAGE_WEIGHTS
     if optimizer:
         part = CheckpointPart.CHECKPOINT_PART_OPTIMIZER
     with connect(address) as client:
@@ -157,6 +165,7 @@ def pull(
             "everstep.checkpoint": name,
             "everstep.step": str(chosen.step),
             "everstep.state_digest": chosen.digests["state"],
+            "everstep.lineage": chosen.lineage,
         }
         count = download(blobs, path, metadata, messages())
     print(path)
@@ -215,6 +224,7 @@ def _row(checkpoint: Checkpoint) -> tuple[str, ...]:
         size(checkpoint.logical_bytes),
         size(checkpoint.uploaded_bytes),
         f"{checkpoint.monitor} {value}" if value else "",
+        checkpoint.lineage,
         "yes" if checkpoint.pinned else "",
         ago(checkpoint.create_time),
     )

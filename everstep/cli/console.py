@@ -22,6 +22,7 @@ from rich.table import Table
 
 from everstep.client import Client
 from everstep.errors import EverstepError, Reason
+from everstep.training.v1.checkpoint_pb2 import LineageEvent, LineageKind
 
 DEFAULT_ADDRESS = "127.0.0.1:7070"
 CONFIG_FILES = (Path("everstep.toml"), Path("~/.config/everstep/config.toml"))
@@ -145,6 +146,11 @@ def ago(timestamp: Timestamp) -> str:
         if seconds >= length:
             return f"{int(seconds // length)} {unit} ago"
     return f"{max(0, int(seconds))} s ago"
+
+
+def described(event: LineageEvent) -> str:
+    """An event of a lineage in one line."""
+    return f"{words(LineageKind.Name(event.kind), 'LINEAGE_KIND_')}: {event.message}"
 
 
 def words(name: str, prefix: str) -> str:

@@ -1,4 +1,4 @@
-"""`everstep ops`, `show`, `cancel`, `checkpoint`, `delete`, `diff`: operations."""
+"""`everstep ops`, `show`, `cancel`, `checkpoint`, `delete`: operations."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from everstep.cli.console import (
     ago,
     connect,
     data,
+    described,
     duration,
     messages,
     print_json,
@@ -23,7 +24,7 @@ from everstep.cli.console import (
     size,
     words,
 )
-from everstep.client import FINAL_STATES, Client
+from everstep.client import FINAL_STATES
 from everstep.control.v1.operations_pb2 import Operation, OperationState
 from everstep.errors import EverstepError, Reason
 
@@ -164,64 +165,6 @@ def delete(
     print(f"{name} deleted")
 
 
-def diff(
-    first: Annotated[str, typer.Argument(metavar="OP")],
-    second: Annotated[str, typer.Argument(metavar="OP")],
-    address: Address = "",
-    output: Output = OutputFormat.TABLE,
-) -> None:
-    """Did two operations end in the same bytes? Exit code 0 when they did, 1 when not."""
-    with connect(address) as client:
-        left, right = (_finished(client, name) for name in (first, second))
-        epoch = _first_difference(client, left.operation_id, right.operation_id)
-    kinds = sorted({*left.result.digests, *right.result.digests})
-    same = {kind: left.result.digests[kind] == right.result.digests[kind] for kind in kinds}
-    if output is OutputFormat.JSON:
-        print_json({"same": all(same.values()), "kinds": same, "first_different_epoch": epoch})
-    else:
-        print_rows(
-            ("", left.operation_id, right.operation_id, ""),
-            (
-                (
-                    kind,
-                    left.result.digests[kind][:16],
-                    right.result.digests[kind][:16],
-                    "same" if same[kind] else "DIFFERENT",
-                )
-                for kind in kinds
-            ),
-        )
-        if epoch is not None:
-            messages().print(f"their histories part in epoch {epoch + 1}")
-    if not all(same.values()):
-        raise typer.Exit(1)
-
-
-def _finished(client: Client, name: str) -> Operation:
-    operation = client.operation(client.find_operation(name))
-    if not operation.result.digests:
-        raise EverstepError(
-            Reason.NOT_FINISHED,
-            f"{operation.operation_id} is {_state_name(operation)}: only completed operations "
-            "have a result to compare",
-        )
-    return operation
-
-
-def _first_difference(client: Client, left: str, right: str) -> int | None:
-    """The first epoch whose metrics are not the same to the last bit."""
-    histories = [
-        {
-            event.progress.epoch_completed.epoch: dict(event.progress.epoch_completed.metrics)
-            for event in client.watch(name)
-            if event.progress.HasField("epoch_completed")
-        }
-        for name in (left, right)
-    ]
-    epochs = sorted({*histories[0], *histories[1]})
-    return next((e for e in epochs if histories[0].get(e) != histories[1].get(e)), None)
-
-
 def _facts(operation: Operation) -> list[tuple[str, str]]:
     position, saved = operation.position, operation.latest_checkpoint
     facts = [
@@ -251,6 +194,9 @@ def _facts(operation: Operation) -> list[tuple[str, str]]:
     if operation.error.reason:
         facts.append(("error", f"{operation.error.message} ({operation.error.reason})"))
         facts += [(f"  {v.field}", v.description) for v in operation.error.violations]
+    if saved.lineage:
+        facts.append(("lineage", saved.lineage))
+        facts += [(f"  step {event.step}", described(event)) for event in saved.lineage_events]
     if operation.result.digests:
         facts.append(("state digest", operation.result.digests["state"]))
     if operation.parent_operation_id:

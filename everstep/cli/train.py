@@ -1,4 +1,4 @@
-"""`everstep train`, `watch`, `resume`: trainings to look at."""
+"""`everstep train`, `watch`, `resume`, `fork`: trainings to look at."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ def train(
     ] = None,
     from_checkpoint: Annotated[
         str,
-        typer.Option(
-            metavar="CHECKPOINT", help="Begin with this checkpoint's state (same strategy): a fork."
-        ),
+        typer.Option(metavar="CHECKPOINT", help="Begin with this checkpoint's state: a fork."),
     ] = "",
     detach: Detach = False,
     address: Address = "",
@@ -74,20 +72,60 @@ def resume(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="The total number of epochs, to train longer.")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(min=0.0, help="From here on.")] = None,
+    allow_inexact: Annotated[
+        bool,
+        typer.Option(
+            "--allow-inexact",
+            help="Even where other bytes may come out; the training is marked for ever after.",
+        ),
+    ] = False,
     detach: Detach = False,
     address: Address = "",
     output: Output = OutputFormat.TABLE,
 ) -> None:
     """Take up a cancelled or failed operation after its last checkpointed step."""
     overrides = None
-    if epochs is not None or learning_rate is not None:
-        overrides = StrategyOverrides(epochs=epochs, learning_rate=learning_rate)
+    if epochs is not None or allow_inexact:
+        overrides = StrategyOverrides(epochs=epochs, allow_inexact=allow_inexact)
     with connect(address) as client:
         name = client.find_operation(operation)
         before = client.operation(name).last_sequence
         resumed = client.resume(name, checkpoint_id=checkpoint, overrides=overrides)
         _detached_or_watched(client, resumed, before, detach, output)
+
+
+def fork(
+    operation: OperationName,
+    checkpoint: Annotated[
+        str, typer.Option(metavar="CHECKPOINT", help="Which one; default: the newest.")
+    ] = "",
+    epochs: Annotated[int | None, typer.Option(min=1, help="The total number of epochs.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0.0, help="The optimizer's, in place of the strategy's.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Shown in lists; default: the strategy's name.")] = "",
+    detach: Detach = False,
+    address: Address = "",
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """Begin a training of its own with another one's state, and changes.
+
+    For changes that no option names: `everstep train STRATEGY.yaml --from-checkpoint CHECKPOINT`.
+    """
+    with connect(address) as client:
+        parent = client.operation(client.find_operation(operation))
+        chosen = checkpoint or parent.latest_checkpoint.reference.checkpoint_id
+        if not chosen:
+            raise EverstepError(
+                Reason.NO_CHECKPOINT, f"{parent.operation_id} has no checkpoint to begin with yet"
+            )
+        strategy = parent.strategy
+        if epochs is not None:
+            strategy.training.epochs = epochs
+        if learning_rate is not None:
+            strategy.optimizer.args["lr"] = learning_rate
+        forked = client.create_operation(strategy, display_name=name, from_checkpoint=chosen)
+        _detached_or_watched(client, forked, 0, detach, output)
 
 
 def follow(client: Client, operation_id: str, after: int, output: OutputFormat) -> None:

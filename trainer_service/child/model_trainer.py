@@ -30,6 +30,7 @@ from trainer_service.child.events import (
     Stop,
     TrainingStopped,
 )
+from trainer_service.child.forking import check_fork, fork
 from trainer_service.child.history import BestEpoch, EpochRecord
 from trainer_service.child.optimization import Optimization, gradient_scaler, moving_average
 from trainer_service.child.randomness import reseed
@@ -77,6 +78,8 @@ class ModelTrainerConfig:
     leave_out: tuple[int, int] | None = None
     #: The strategy, as plain dicts; part of every checkpoint's context.
     request: Mapping[str, Any] = field(default_factory=dict)
+    #: The strategy that a fork's checkpoint was made with, as plain dicts; None: no fork.
+    forked_from: Mapping[str, Any] | None = None
     #: Overrides of a resume: learning_rate.
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
@@ -153,7 +156,16 @@ class ModelTrainer:
         self._began = self._epoch_began = 0.0
         self._reported = -math.inf
         self._batches = 0
-        if resume_context is not None:
+        if resume_context is not None and config.forked_from is not None:
+            check_fork(resume_context, config.forked_from, config.request, config.epochs)
+            fork(
+                self.state,
+                resume_context,
+                config.forked_from,
+                config.request,
+                config.scheduler_interval,
+            )
+        elif resume_context is not None:
             self.state.restore(resume_context)
         self._apply_overrides()
         if config.leave_out is not None:

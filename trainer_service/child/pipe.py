@@ -64,6 +64,13 @@ class Train:
     #: The environment and the data that the snapshot was made with; empty: not compared.
     fingerprint: dict[str, str] = field(default_factory=dict)
     data_digest: str = ""
+    #: The events of the snapshot's lineage, as plain dicts.
+    lineage: list[dict[str, Any]] = field(default_factory=list)
+    #: A fork: the strategy that the snapshot was made with, and whose it is in one line.
+    forked_from: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""
+    #: A checkpoint before the snapshot, from which steps may be run again as a proof.
+    replay: SlotContent | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,13 @@ class Restored:
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """Child to trainer: the snapshot may be gone on from here; this is its lineage now."""
+
+    lineage: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class SnapshotTaken:
     """Child to trainer: a slot holds a complete snapshot, to be made a checkpoint."""
 
@@ -120,6 +134,7 @@ class SnapshotTaken:
     monitor_value: float | None
     fingerprint: dict[str, str]
     data_digest: str
+    lineage: list[dict[str, Any]]
     stall_seconds: float
 
 
@@ -149,13 +164,13 @@ class Failed:
 
 Word = (
     Train | Cancel | TakeCheckpoint | Shutdown | SnapshotReleased
-    | Ready | Restored | SnapshotTaken | Finished | Failed
+    | Ready | Restored | Accepted | SnapshotTaken | Finished | Failed
 )  # fmt: skip
 _WORDS: Final[dict[str, type[Any]]] = {
     word.__name__: word
     for word in (
         Train, Cancel, TakeCheckpoint, Shutdown, SnapshotReleased,
-        Ready, Restored, SnapshotTaken, Finished, Failed,
+        Ready, Restored, Accepted, SnapshotTaken, Finished, Failed,
     )
 }  # fmt: skip
 
@@ -175,9 +190,10 @@ def decode_word(payload: bytes) -> Word:
     """The word in a frame's payload."""
     content = parse_canonical_json(payload)
     word = _WORDS[content.pop("word")]
-    if word is Train and content["resume"] is not None:
-        content["resume"] = _slot_content(content["resume"])
     if word is Train:
+        for name in ("resume", "replay"):
+            if content[name] is not None:
+                content[name] = _slot_content(content[name])
         content["allowed_packages"] = tuple(content["allowed_packages"])
     if word is SnapshotTaken:
         content["content"] = _slot_content(content["content"])

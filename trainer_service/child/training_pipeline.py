@@ -82,6 +82,7 @@ class TrainingPipeline:
         overrides: Mapping[str, Any],
         resume_context: TrainingResumeContext | None = None,
         leave_out: tuple[int, int] | None = None,
+        forked_from: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Trains a strategy and returns the fields of TrainingResult that are known here.
 
@@ -90,6 +91,7 @@ class TrainingPipeline:
             overrides: epochs and learning_rate of a resume, where asked for.
             resume_context: What to go on from; None trains from the beginning.
             leave_out: First and last step, counted from 1, that a rollback leaves out.
+            forked_from: The strategy that a fork's checkpoint was made with.
 
         Raises:
             EverstepError: INVALID_STRATEGY, INVALID_REQUEST, NON_FINITE_LOSS.
@@ -150,6 +152,7 @@ class TrainingPipeline:
             ema_decay=training.ema_decay if training.HasField("ema_decay") else None,
             non_finite=training.non_finite,
             leave_out=leave_out,
+            forked_from=forked_from,
             request=strategy_content(strategy),
             overrides=overrides,
         )
@@ -227,7 +230,8 @@ def _epochs(strategy: TrainingStrategy, overrides: Mapping[str, Any]) -> int:
             Reason.INVALID_REQUEST,
             f"the schedule {strategy.scheduler.name} is made for {declared} epochs: with {epochs} "
             "the learning rates so far would have been others; resume with "
-            f"{declared} epochs, or train a strategy with {epochs} from the beginning",
+            f"{declared} epochs, or fork it: a strategy with {epochs} epochs that begins with the "
+            "checkpoint (everstep train STRATEGY.yaml --from-checkpoint CHECKPOINT)",
             violations=[FieldViolation("overrides.epochs", "the schedule depends on the total")],
         )
     return epochs
@@ -266,8 +270,8 @@ def _check_learning_rate(strategy: TrainingStrategy, overrides: Mapping[str, Any
         raise EverstepError(
             Reason.INVALID_REQUEST,
             f"{strategy.scheduler.name} sets every learning rate itself, from its own limits: "
-            "learning_rate would have no effect; resume without it, or train a strategy with "
-            "another scheduler from the beginning",
+            "learning_rate would have no effect; resume without it, or fork it with another "
+            "scheduler (everstep train STRATEGY.yaml --from-checkpoint CHECKPOINT)",
             violations=[FieldViolation("overrides.learning_rate", "the schedule overwrites it")],
         )
 

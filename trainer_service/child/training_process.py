@@ -15,9 +15,15 @@ from typing import Any, Final
 import torch
 from google.protobuf import json_format
 
-from checkpoint_store.digests import json_digest, kind_digest, tensor_digest
+from checkpoint_store.lineage import ROLLED_BACK, LineageEvent
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.strategy_pb2 import TrainingStrategy
+from trainer_service.child.acceptance import (
+    accept_data,
+    accept_environment,
+    accept_overrides,
+)
+from trainer_service.child.context_digests import context_digests
 from trainer_service.child.events import (
     CancellationToken,
     Event,
@@ -27,8 +33,9 @@ from trainer_service.child.events import (
     Stop,
     TrainingStopped,
 )
-from trainer_service.child.fingerprint import check_fingerprint, fingerprint
+from trainer_service.child.fingerprint import fingerprint
 from trainer_service.child.pipe import (
+    Accepted,
     Cancel,
     ChildPipe,
     Failed,
@@ -42,9 +49,10 @@ from trainer_service.child.pipe import (
     Train,
 )
 from trainer_service.child.randomness import prepare_threads
+from trainer_service.child.replay import replay_fault
 from trainer_service.child.reporting import progress_message
 from trainer_service.child.resume_context import TrainingResumeContext
-from trainer_service.child.snapshot import DTYPE_WORDS, SnapshotSlots
+from trainer_service.child.snapshot import SnapshotSlots
 from trainer_service.child.training_pipeline import (
     PipelineSettings,
     TrainingPipeline,
@@ -69,6 +77,9 @@ class TrainingProcess:
         self._fingerprint: dict[str, str] = {}
         self._data_digest = ""
         self._monitor = ""
+        self._data_accepted = False
+        self._lineage = [LineageEvent.from_json(event) for event in train.lineage]
+        self._settings = PipelineSettings(Path(train.data_root), train.allowed_packages)
         #: The newest complete snapshot.
         self._newest = train.resume
         self._strategy = TrainingStrategy()
@@ -100,30 +111,50 @@ class TrainingProcess:
     def _outcome(self) -> Finished:
         prepare_threads(self._train.threads)
         torch.use_deterministic_algorithms(self._strategy.training.deterministic)
-        self._fingerprint = fingerprint()
-        if self._train.fingerprint:
-            check_fingerprint(self._train.fingerprint, self._fingerprint)
+        self._fingerprint = fingerprint(self._strategy)
+        context = self._context(self._train.resume)
+        if context is not None:
+            self._pipe.send(Restored(context_digests(context), context.step))
+            self._accept(context)
         pipeline = TrainingPipeline(
-            PipelineSettings(Path(self._train.data_root), self._train.allowed_packages),
+            self._settings,
             progress_callback=self._report,
             cancellation_token=self._token,
             checkpoint_callback=self._checkpoint,
             data_loaded=self._compare_data,
         )
         try:
-            finished = Finished("completed", self._train_to_the_end(pipeline))
+            finished = Finished("completed", self._train_to_the_end(pipeline, context))
         except TrainingStopped as stopped:
             outcome = "handed_over" if stopped.stop is Stop.SHUTDOWN else "cancelled"
             finished = Finished(outcome, {})
         self._slots.wait_until_released()
         return finished
 
-    def _train_to_the_end(self, pipeline: TrainingPipeline) -> dict[str, Any]:
+    def _accept(self, context: TrainingResumeContext) -> None:
+        """Says what the lineage is from here on, or refuses to go on."""
+
+        def replay() -> str:
+            earlier = self._context(self._train.replay)
+            if earlier is None:
+                return "and no checkpoint before it is there to run steps again from"
+            return replay_fault(
+                self._strategy,
+                self._settings,
+                earlier,
+                context,
+                self._train.overrides.get("epochs"),
+            )
+
+        self._lineage += accept_environment(self._train, self._fingerprint, context, replay)
+        self._lineage += accept_overrides(self._train, context)
+        self._pipe.send(Accepted([event.to_json() for event in self._lineage]))
+
+    def _train_to_the_end(
+        self, pipeline: TrainingPipeline, context: TrainingResumeContext | None
+    ) -> dict[str, Any]:
         """Trains, from the newest snapshot on again where the strategy wants a rollback."""
-        context = self._context(self._train.resume)
-        if context is not None:
-            self._pipe.send(Restored(context_digests(context), context.step))
-        leave_out = None
+        leave_out, forked_from = None, self._train.forked_from or None
         for rollbacks in count(1):
             try:
                 return pipeline.train_strategy(
@@ -131,16 +162,19 @@ class TrainingProcess:
                     self._train.overrides,
                     resume_context=context,
                     leave_out=leave_out,
+                    forked_from=forked_from,
                 )
             except RollbackWanted as wanted:
-                context = self._context(self._newest)
-                leave_out = self._roll_back(wanted, 0 if context is None else context.step)
-                if rollbacks == MAX_ROLLBACKS:
+                if rollbacks > MAX_ROLLBACKS:
                     raise EverstepError(
                         Reason.NON_FINITE_LOSS,
-                        f"{wanted.message}; after {MAX_ROLLBACKS} rollbacks: lower the learning "
+                        f"{wanted.message}, after {MAX_ROLLBACKS} rollbacks; lower the learning "
                         "rate, clip gradients, or look at the data",
                     ) from None
+                context = self._context(self._newest)
+                if self._newest is not self._train.resume:
+                    forked_from = None
+                leave_out = self._roll_back(wanted, 0 if context is None else context.step)
         raise AssertionError("unreachable")
 
     def _roll_back(self, wanted: RollbackWanted, step: int) -> tuple[int, int]:
@@ -151,14 +185,11 @@ class TrainingProcess:
                 f"{wanted.message}, and the newest checkpoint is no earlier; resume from one "
                 "before it",
             )
-        self._report(
-            replace(wanted.position, step=step),
-            RolledBack(
-                step,
-                f"{wanted.message}: back to step {step}; steps {step + 1} to {wanted.step} are "
-                "left out",
-            ),
+        message = (
+            f"{wanted.message}: back to step {step}; steps {step + 1} to {wanted.step} are left out"
         )
+        self._lineage.append(LineageEvent(ROLLED_BACK, step, message))
+        self._report(replace(wanted.position, step=step), RolledBack(step, message))
         return step + 1, wanted.step
 
     def _context(self, content: SlotContent | None) -> TrainingResumeContext | None:
@@ -171,13 +202,10 @@ class TrainingProcess:
     def _compare_data(self, data: LoadedData) -> None:
         self._data_digest = data.digest
         self._monitor = monitored_metric(self._strategy, data)
-        if self._train.data_digest and self._train.data_digest != data.digest:
-            raise EverstepError(
-                Reason.ENVIRONMENT_MISMATCH,
-                f"the data in {self._strategy.data.source} is not what the checkpoint was made "
-                "with; restore that data, or start a new training",
-                metadata={"differences": "data"},
-            )
+        step = 0 if self._newest is None else int(self._newest.state["step"])
+        if not self._data_accepted:
+            self._lineage += accept_data(self._train, self._strategy.data.source, data.digest, step)
+            self._data_accepted = True
 
     def _report(self, position: Position, event: Event) -> None:
         self._pipe.send_progress(progress_message(position, event).SerializeToString())
@@ -202,6 +230,7 @@ class TrainingProcess:
                 monitor_value=history[-1].metrics.get(self._monitor) if history else None,
                 fingerprint=self._fingerprint,
                 data_digest=self._data_digest,
+                lineage=[event.to_json() for event in self._lineage],
                 stall_seconds=time.monotonic() - began,
             )
         )
@@ -222,35 +251,3 @@ class TrainingProcess:
                     self._token.request_checkpoint()
                 case SnapshotReleased(slot, _):
                     self._slots.released(slot)
-
-
-def context_digests(context: TrainingResumeContext) -> dict[str, str]:
-    """Digests by kind, equal to those of the checkpoint that the context came from."""
-    digests = {
-        kind: kind_digest(
-            (
-                name,
-                tensor_digest(
-                    name,
-                    DTYPE_WORDS[tensor.dtype],
-                    tuple(tensor.shape),
-                    _bytes(tensor),
-                ),
-            )
-            for name, tensor in tensors.items()
-        )
-        for kind, tensors in context.tensors().items()
-        if tensors
-    }
-    state: dict[str, Any] = context.small_state()
-    digests["history"] = json_digest(state["history"])
-    digests["progress"] = json_digest({k: v for k, v in state.items() if k != "history"})
-    digests["state"] = kind_digest(digests.items())
-    return digests
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    if not tensor.numel():
-        return memoryview(b"")
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return flat.numpy().data

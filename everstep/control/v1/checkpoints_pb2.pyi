@@ -31,6 +31,12 @@ class _CheckpointPartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Checkp
     CHECKPOINT_PART_WEIGHTS: _CheckpointPart.ValueType  # 1
     CHECKPOINT_PART_BEST_WEIGHTS: _CheckpointPart.ValueType  # 2
     CHECKPOINT_PART_OPTIMIZER: _CheckpointPart.ValueType  # 3
+    CHECKPOINT_PART_AVERAGE_WEIGHTS: _CheckpointPart.ValueType  # 4
+    """The moving average of the weights."""
+    CHECKPOINT_PART_TRACE: _CheckpointPart.ValueType  # 5
+    """One number for each step; two trainings part where their numbers do."""
+    CHECKPOINT_PART_MANIFEST: _CheckpointPart.ValueType  # 6
+    """The JSON that names every tensor and its digest; no safetensors file."""
 
 class CheckpointPart(_CheckpointPart, metaclass=_CheckpointPartEnumTypeWrapper):
     """A part of a checkpoint that can be downloaded."""
@@ -39,6 +45,12 @@ CHECKPOINT_PART_UNSPECIFIED: CheckpointPart.ValueType  # 0
 CHECKPOINT_PART_WEIGHTS: CheckpointPart.ValueType  # 1
 CHECKPOINT_PART_BEST_WEIGHTS: CheckpointPart.ValueType  # 2
 CHECKPOINT_PART_OPTIMIZER: CheckpointPart.ValueType  # 3
+CHECKPOINT_PART_AVERAGE_WEIGHTS: CheckpointPart.ValueType  # 4
+"""The moving average of the weights."""
+CHECKPOINT_PART_TRACE: CheckpointPart.ValueType  # 5
+"""One number for each step; two trainings part where their numbers do."""
+CHECKPOINT_PART_MANIFEST: CheckpointPart.ValueType  # 6
+"""The JSON that names every tensor and its digest; no safetensors file."""
 Global___CheckpointPart: _TypeAlias = CheckpointPart  # noqa: Y015
 
 @_typing.final

@@ -314,7 +314,9 @@ class CreateOperationRequest(_message.Message):
     display_name: _builtins.str
     """Empty: the strategy's name."""
     from_checkpoint: _builtins.str
-    """Forks: begins with this checkpoint's state."""
+    """Forks: begins with this checkpoint's state. The strategy may be another one,
+    as far as the state fits it.
+    """
     @_builtins.property
     def strategy(self) -> _strategy_pb2.TrainingStrategy: ...
     @_builtins.property

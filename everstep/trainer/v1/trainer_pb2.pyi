@@ -59,8 +59,13 @@ class ResumeTrainingRequest(_message.Message):
     STRATEGY_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     OVERRIDES_FIELD_NUMBER: _builtins.int
+    FORK_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
     attempt: _builtins.int
+    fork: _builtins.bool
+    """A training of its own that begins with the checkpoint's state: the strategy
+    may be another one, as far as the state fits it.
+    """
     @_builtins.property
     def strategy(self) -> _strategy_pb2.TrainingStrategy: ...
     @_builtins.property
@@ -75,10 +80,11 @@ class ResumeTrainingRequest(_message.Message):
         strategy: _strategy_pb2.TrainingStrategy | None = ...,
         checkpoint: _checkpoint_pb2.CheckpointReference | None = ...,
         overrides: _strategy_pb2.StrategyOverrides | None = ...,
+        fork: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "overrides", b"overrides", "strategy", b"strategy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checkpoint", b"checkpoint", "operation_id", b"operation_id", "overrides", b"overrides", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checkpoint", b"checkpoint", "fork", b"fork", "operation_id", b"operation_id", "overrides", b"overrides", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

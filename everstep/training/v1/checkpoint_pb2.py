@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%everstep/training/v1/checkpoint.proto\x12\x14\x65verstep.training.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x02\n\x13\x43heckpointReference\x12:\n\rcheckpoint_id\x18\x01 \x01(\tB#\xbaH r\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\xd8\x01\x01\x12\x80\x01\n\x0cmanifest_key\x18\x02 \x01(\tBj\xbaHgre2c^operations/[a-z0-9][a-z0-9-]{0,63}/attempts/[0-9]{1,9}/checkpoints/[a-z0-9][a-z0-9-]{0,127}\\.json$\x12.\n\x0fmanifest_digest\x18\x03 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\"\xd7\x04\n\nCheckpoint\x12<\n\treference\x18\x01 \x01(\x0b\x32).everstep.training.v1.CheckpointReference\x12\x14\n\x0coperation_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x38\n\x07trigger\x18\x06 \x01(\x0e\x32\'.everstep.training.v1.CheckpointTrigger\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rlogical_bytes\x18\x08 \x01(\x04\x12\x16\n\x0euploaded_bytes\x18\t \x01(\x04\x12>\n\x07\x64igests\x18\n \x03(\x0b\x32-.everstep.training.v1.Checkpoint.DigestsEntry\x12>\n\x07metrics\x18\x0b \x03(\x0b\x32-.everstep.training.v1.Checkpoint.MetricsEntry\x12\x0f\n\x07monitor\x18\x0c \x01(\t\x12\x1a\n\rmonitor_value\x18\r \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06pinned\x18\x0e \x01(\x08\x1a.\n\x0c\x44igestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x10\n\x0e_monitor_value*\xfe\x01\n\x11\x43heckpointTrigger\x12\"\n\x1e\x43HECKPOINT_TRIGGER_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43HECKPOINT_TRIGGER_PERIODIC\x10\x01\x12 \n\x1c\x43HECKPOINT_TRIGGER_REQUESTED\x10\x02\x12#\n\x1f\x43HECKPOINT_TRIGGER_CANCELLATION\x10\x03\x12\x1e\n\x1a\x43HECKPOINT_TRIGGER_FAILURE\x10\x04\x12\x1f\n\x1b\x43HECKPOINT_TRIGGER_SHUTDOWN\x10\x05\x12\x1c\n\x18\x43HECKPOINT_TRIGGER_FINAL\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%everstep/training/v1/checkpoint.proto\x12\x14\x65verstep.training.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x02\n\x13\x43heckpointReference\x12:\n\rcheckpoint_id\x18\x01 \x01(\tB#\xbaH r\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\xd8\x01\x01\x12\x80\x01\n\x0cmanifest_key\x18\x02 \x01(\tBj\xbaHgre2c^operations/[a-z0-9][a-z0-9-]{0,63}/attempts/[0-9]{1,9}/checkpoints/[a-z0-9][a-z0-9-]{0,127}\\.json$\x12.\n\x0fmanifest_digest\x18\x03 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\"^\n\x0cLineageEvent\x12/\n\x04kind\x18\x01 \x01(\x0e\x32!.everstep.training.v1.LineageKind\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xa4\x05\n\nCheckpoint\x12<\n\treference\x18\x01 \x01(\x0b\x32).everstep.training.v1.CheckpointReference\x12\x14\n\x0coperation_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x38\n\x07trigger\x18\x06 \x01(\x0e\x32\'.everstep.training.v1.CheckpointTrigger\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rlogical_bytes\x18\x08 \x01(\x04\x12\x16\n\x0euploaded_bytes\x18\t \x01(\x04\x12>\n\x07\x64igests\x18\n \x03(\x0b\x32-.everstep.training.v1.Checkpoint.DigestsEntry\x12>\n\x07metrics\x18\x0b \x03(\x0b\x32-.everstep.training.v1.Checkpoint.MetricsEntry\x12\x0f\n\x07monitor\x18\x0c \x01(\t\x12\x1a\n\rmonitor_value\x18\r \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06pinned\x18\x0e \x01(\x08\x12\x0f\n\x07lineage\x18\x0f \x01(\t\x12:\n\x0elineage_events\x18\x10 \x03(\x0b\x32\".everstep.training.v1.LineageEvent\x1a.\n\x0c\x44igestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x10\n\x0e_monitor_value*\xfe\x01\n\x11\x43heckpointTrigger\x12\"\n\x1e\x43HECKPOINT_TRIGGER_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43HECKPOINT_TRIGGER_PERIODIC\x10\x01\x12 \n\x1c\x43HECKPOINT_TRIGGER_REQUESTED\x10\x02\x12#\n\x1f\x43HECKPOINT_TRIGGER_CANCELLATION\x10\x03\x12\x1e\n\x1a\x43HECKPOINT_TRIGGER_FAILURE\x10\x04\x12\x1f\n\x1b\x43HECKPOINT_TRIGGER_SHUTDOWN\x10\x05\x12\x1c\n\x18\x43HECKPOINT_TRIGGER_FINAL\x10\x06*\xbe\x01\n\x0bLineageKind\x12\x1c\n\x18LINEAGE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13LINEAGE_KIND_FORKED\x10\x01\x12\x18\n\x14LINEAGE_KIND_INEXACT\x10\x02\x12 \n\x1cLINEAGE_KIND_REPLAY_VERIFIED\x10\x03\x12\x1e\n\x1aLINEAGE_KIND_LEARNING_RATE\x10\x04\x12\x1c\n\x18LINEAGE_KIND_ROLLED_BACK\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,14 +43,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKPOINT_DIGESTSENTRY']._serialized_options = b'8\001'
   _globals['_CHECKPOINT_METRICSENTRY']._loaded_options = None
   _globals['_CHECKPOINT_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_CHECKPOINTTRIGGER']._serialized_start=991
-  _globals['_CHECKPOINTTRIGGER']._serialized_end=1245
+  _globals['_CHECKPOINTTRIGGER']._serialized_start=1164
+  _globals['_CHECKPOINTTRIGGER']._serialized_end=1418
+  _globals['_LINEAGEKIND']._serialized_start=1421
+  _globals['_LINEAGEKIND']._serialized_end=1611
   _globals['_CHECKPOINTREFERENCE']._serialized_start=126
   _globals['_CHECKPOINTREFERENCE']._serialized_end=386
-  _globals['_CHECKPOINT']._serialized_start=389
-  _globals['_CHECKPOINT']._serialized_end=988
-  _globals['_CHECKPOINT_DIGESTSENTRY']._serialized_start=876
-  _globals['_CHECKPOINT_DIGESTSENTRY']._serialized_end=922
-  _globals['_CHECKPOINT_METRICSENTRY']._serialized_start=924
-  _globals['_CHECKPOINT_METRICSENTRY']._serialized_end=970
+  _globals['_LINEAGEEVENT']._serialized_start=388
+  _globals['_LINEAGEEVENT']._serialized_end=482
+  _globals['_CHECKPOINT']._serialized_start=485
+  _globals['_CHECKPOINT']._serialized_end=1161
+  _globals['_CHECKPOINT_DIGESTSENTRY']._serialized_start=1049
+  _globals['_CHECKPOINT_DIGESTSENTRY']._serialized_end=1095
+  _globals['_CHECKPOINT_METRICSENTRY']._serialized_start=1097
+  _globals['_CHECKPOINT_METRICSENTRY']._serialized_end=1143
 # @@protoc_insertion_point(module_scope)

@@ -54,6 +54,36 @@ CHECKPOINT_TRIGGER_SHUTDOWN: CheckpointTrigger.ValueType  # 5
 CHECKPOINT_TRIGGER_FINAL: CheckpointTrigger.ValueType  # 6
 Global___CheckpointTrigger: _TypeAlias = CheckpointTrigger  # noqa: Y015
 
+class _LineageKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LineageKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LineageKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LINEAGE_KIND_UNSPECIFIED: _LineageKind.ValueType  # 0
+    LINEAGE_KIND_FORKED: _LineageKind.ValueType  # 1
+    """A training of its own began with another one's state."""
+    LINEAGE_KIND_INEXACT: _LineageKind.ValueType  # 2
+    """It went on where other bytes may come out, for allow_inexact was said."""
+    LINEAGE_KIND_REPLAY_VERIFIED: _LineageKind.ValueType  # 3
+    """It went on elsewhere, after steps run again there gave the same bytes."""
+    LINEAGE_KIND_LEARNING_RATE: _LineageKind.ValueType  # 4
+    LINEAGE_KIND_ROLLED_BACK: _LineageKind.ValueType  # 5
+
+class LineageKind(_LineageKind, metaclass=_LineageKindEnumTypeWrapper):
+    """What happened to a state beside training itself."""
+
+LINEAGE_KIND_UNSPECIFIED: LineageKind.ValueType  # 0
+LINEAGE_KIND_FORKED: LineageKind.ValueType  # 1
+"""A training of its own began with another one's state."""
+LINEAGE_KIND_INEXACT: LineageKind.ValueType  # 2
+"""It went on where other bytes may come out, for allow_inexact was said."""
+LINEAGE_KIND_REPLAY_VERIFIED: LineageKind.ValueType  # 3
+"""It went on elsewhere, after steps run again there gave the same bytes."""
+LINEAGE_KIND_LEARNING_RATE: LineageKind.ValueType  # 4
+LINEAGE_KIND_ROLLED_BACK: LineageKind.ValueType  # 5
+Global___LineageKind: _TypeAlias = LineageKind  # noqa: Y015
+
 @_typing.final
 class CheckpointReference(_message.Message):
     """Names a committed checkpoint in the object store."""
@@ -82,6 +112,33 @@ class CheckpointReference(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckpointReference: _TypeAlias = CheckpointReference  # noqa: Y015
+
+@_typing.final
+class LineageEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    kind: Global___LineageKind.ValueType
+    step: _builtins.int
+    """Optimizer steps done when it happened."""
+    message: _builtins.str
+    """One line for people."""
+    def __init__(
+        self,
+        *,
+        kind: Global___LineageKind.ValueType = ...,
+        step: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LineageEvent: _TypeAlias = LineageEvent  # noqa: Y015
 
 @_typing.final
 class Checkpoint(_message.Message):
@@ -143,6 +200,8 @@ class Checkpoint(_message.Message):
     MONITOR_FIELD_NUMBER: _builtins.int
     MONITOR_VALUE_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
+    LINEAGE_FIELD_NUMBER: _builtins.int
+    LINEAGE_EVENTS_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
     attempt: _builtins.int
     epoch: _builtins.int
@@ -160,18 +219,24 @@ class Checkpoint(_message.Message):
     monitor_value: _builtins.float
     pinned: _builtins.bool
     """Kept until it is unpinned."""
+    lineage: _builtins.str
+    """exact, exact-replay-verified, or `inexact from step N`: for ever after."""
     @_builtins.property
     def reference(self) -> Global___CheckpointReference: ...
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def digests(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """BLAKE3 by kind (weights, best_weights, optimizer, history, progress)."""
+        """BLAKE3 by kind (weights, best_weights, average_weights, optimizer, trace,
+        history, progress) and of all (state).
+        """
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """The metrics of the last completed epoch."""
 
+    @_builtins.property
+    def lineage_events(self) -> _containers.RepeatedCompositeFieldContainer[Global___LineageEvent]: ...
     def __init__(
         self,
         *,
@@ -189,10 +254,12 @@ class Checkpoint(_message.Message):
         monitor: _builtins.str = ...,
         monitor_value: _builtins.float | None = ...,
         pinned: _builtins.bool = ...,
+        lineage: _builtins.str = ...,
+        lineage_events: _abc.Iterable[Global___LineageEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_monitor_value", b"_monitor_value", "create_time", b"create_time", "monitor_value", b"monitor_value", "reference", b"reference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_monitor_value", b"_monitor_value", "attempt", b"attempt", "create_time", b"create_time", "digests", b"digests", "epoch", b"epoch", "logical_bytes", b"logical_bytes", "metrics", b"metrics", "monitor", b"monitor", "monitor_value", b"monitor_value", "operation_id", b"operation_id", "pinned", b"pinned", "reference", b"reference", "step", b"step", "trigger", b"trigger", "uploaded_bytes", b"uploaded_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_monitor_value", b"_monitor_value", "attempt", b"attempt", "create_time", b"create_time", "digests", b"digests", "epoch", b"epoch", "lineage", b"lineage", "lineage_events", b"lineage_events", "logical_bytes", b"logical_bytes", "metrics", b"metrics", "monitor", b"monitor", "monitor_value", b"monitor_value", "operation_id", b"operation_id", "pinned", b"pinned", "reference", b"reference", "step", b"step", "trigger", b"trigger", "uploaded_bytes", b"uploaded_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__monitor_value: _TypeAlias = _typing.Literal["monitor_value"]  # noqa: Y015
     _WhichOneofArgType__monitor_value: _TypeAlias = _typing.Literal["_monitor_value", b"_monitor_value"]  # noqa: Y015

@@ -405,18 +405,24 @@ class StrategyOverrides(_message.Message):
 
     EPOCHS_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    ALLOW_INEXACT_FIELD_NUMBER: _builtins.int
     epochs: _builtins.int
     """The total number of epochs."""
     learning_rate: _builtins.float
+    allow_inexact: _builtins.bool
+    """Go on even where other bytes may come out (another environment, other
+    data); the training is marked as inexact for ever after.
+    """
     def __init__(
         self,
         *,
         epochs: _builtins.int | None = ...,
         learning_rate: _builtins.float | None = ...,
+        allow_inexact: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "epochs", b"epochs", "learning_rate", b"learning_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "epochs", b"epochs", "learning_rate", b"learning_rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "allow_inexact", b"allow_inexact", "epochs", b"epochs", "learning_rate", b"learning_rate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__epochs: _TypeAlias = _typing.Literal["epochs"]  # noqa: Y015
     _WhichOneofArgType__epochs: _TypeAlias = _typing.Literal["_epochs", b"_epochs"]  # noqa: Y015

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from blake3 import blake3
@@ -41,19 +41,26 @@ def download(
         task = progress.add_task("", total=total)
         buffers = []
         for blob in blobs:
-            buffers.append(_fetch(blob, lambda count: progress.advance(task, count)))
+            buffers.append(fetch(blob, lambda count: progress.advance(task, count)))
     write_merged(target, buffers, dict(metadata))
     return total
 
 
-def _fetch(blob: BlobDownload, advance: object) -> bytearray:
+def fetch(blob: BlobDownload, advance: Callable[[int], None] = lambda _count: None) -> bytearray:
+    """One blob's bytes, verified.
+
+    Args:
+        advance: Called with the bytes of each part that has come.
+
+    Raises:
+        EverstepError: STORE_UNAVAILABLE, CHECKPOINT_CORRUPT.
+    """
     received = bytearray()
     try:
         with urllib.request.urlopen(blob.url, timeout=_TIMEOUT_SECONDS) as response:
             while chunk := response.read(_CHUNK_BYTES):
                 received += chunk
-                if callable(advance):
-                    advance(len(chunk))
+                advance(len(chunk))
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise EverstepError(
             Reason.STORE_UNAVAILABLE,
