@@ -12,6 +12,7 @@ import pytest
 from everstep.object_store_process import MinioProcess
 from everstep.rpc.options import open_sync_channel
 from tests.services.processes import ServiceProcess
+from tests.services.stack import Stack
 
 ACCESS_KEY = "everstep"
 SECRET_KEY = "everstep-secret"
@@ -115,3 +116,14 @@ def connect() -> Iterator[Callable[[ServiceProcess], grpc.Channel]]:
     yield open_to
     for channel in channels:
         channel.close()
+
+
+@pytest.fixture
+def stack(
+    make_control_plane: Callable[..., ServiceProcess],
+    make_trainer: Callable[..., ServiceProcess],
+    connect: Callable[[ServiceProcess], grpc.Channel],
+) -> Stack:
+    control_plane = make_control_plane().start()
+    trainer = make_trainer(EVERSTEP_CONTROL_PLANE=control_plane.address).start()
+    return Stack(control_plane, trainer, connect)

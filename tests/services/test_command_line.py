@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import safetensors
 import safetensors.torch
 import yaml
 
@@ -289,3 +290,42 @@ def test_the_demo_says_so_when_the_bytes_differ(tmp_path: Path) -> None:
     assert set(compared.values()) == {"same"}
     assert "signal SIGKILL" in result.stderr
     assert "the trainer has ended" in result.stderr
+
+
+def test_a_fork_goes_its_own_way_and_diff_says_where(everstep: Everstep, tmp_path: Path) -> None:
+    every = {"every_steps": 45, "every_epochs": 0, "keep_last": 100}
+    settings = {"epochs": 3, "batch_size": 32, "gradient_clip": 1.0}
+    strategy = write_strategy(tmp_path, "parent", 3, training=settings, checkpoint=every)
+    parent = everstep("train", strategy, "--detach").stdout.strip()
+    everstep("watch", parent)
+    refused = everstep("resume", parent, "--epochs", "5", code=1).stderr
+    assert "CosineAnnealingLR" in refused
+    assert "--from-checkpoint" in refused
+
+    listed = [
+        json.loads(line)
+        for line in everstep("checkpoints", "list", parent, "-o", "json").stdout.splitlines()
+    ]
+    at = {
+        int(checkpoint["step"]): checkpoint["reference"]["checkpoint_id"] for checkpoint in listed
+    }
+    arguments = ("--checkpoint", at[45], "--learning-rate", "0.001", "--detach")
+    fork = everstep("fork", parent, *arguments).stdout.strip()
+    everstep("watch", fork)
+    shown = everstep("show", fork).stdout
+    assert f"forked: from checkpoint {at[45]} of {parent}, step 45" in shown
+    assert "exact" in everstep("checkpoints", "list", fork).stdout
+
+    found = json.loads(everstep("diff", parent, fork, "-o", "json", code=1).stdout)
+    assert found["first_different_step"] == 46
+    assert found["compared_step"] == 90
+    assert found["tensors"][0].startswith("weights/")
+    assert found["causes"] == ["optimizer.args.lr: 0.002, not 0.001"]
+    assert "they part at step 46" in everstep("diff", parent, fork, code=1).stderr
+
+    longer = write_strategy(tmp_path, "longer", 4, training={**settings, "epochs": 4})
+    last = everstep("train", longer, "--from-checkpoint", at[90], "--detach").stdout.strip()
+    everstep("watch", last)
+    everstep("pull", last, "-o", "forked.safetensors")
+    with safetensors.safe_open(tmp_path / "forked.safetensors", "pt") as pulled:
+        assert pulled.metadata()["everstep.lineage"] == "exact"
