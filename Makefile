@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Linux has a build of torch without CUDA, half a gigabyte smaller; set TORCH=torch for another one.
 TORCH ?= torch==2.13.0
+SOAK_MINUTES ?= 10
 STUBS := everstep/control everstep/trainer everstep/training buf
 
-.PHONY: setup protos check-protos lint format test demo picture clean help
+.PHONY: setup protos check-protos lint format test soak demo picture clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -30,6 +31,10 @@ demo: $(READY)
 ## make test          everything that must hold: lint, types, floors, contract, tests
 test: lint check-protos
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+
+## make soak          trials of the promise for SOAK_MINUTES (10): killed at random, compared
+soak: $(READY)
+	$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES)
 
 ## make lint          ruff, mypy --strict, import-linter, buf
 lint: $(READY)

@@ -39,6 +39,11 @@ def forget_generators() -> None:
     _registered.clear()
 
 
+def registered_generators() -> tuple[Any, ...]:
+    """Every registered generator."""
+    return tuple(_registered.values())
+
+
 def generator_states() -> dict[str, Any]:
     """The position of every registered generator, for JSON."""
     return {name: generator_state(generator) for name, generator in sorted(_registered.items())}

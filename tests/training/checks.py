@@ -266,7 +266,7 @@ def keeps_modes(lab: Laboratory) -> None:
 
 def keeps_generators(lab: Laboratory) -> None:
     """Registered generators go on from where they were."""
-    ends_in_the_same_bytes(lab, NOISY)
+    ends_in_the_same_bytes(lab, NOISY, replace(NOISY, ema_decay=0.9))
 
 
 def keeps_the_position_in_a_stream(lab: Laboratory) -> None:

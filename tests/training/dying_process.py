@@ -27,7 +27,7 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
     "before the gradients": (Optimization, "accumulate", False),
     "between the gradients": (Optimization, "accumulate", True),
     "after the gradients": (Optimization, "norm", True),
-    "after the optimizer's step": (torch.optim.AdamW, "step", True),
+    "after the optimizer's step": (Optimization, "update", True),
     "before the step is counted": (ModelTrainer, "_count_step", False),
     "after the step is counted": (ModelTrainer, "_count_step", True),
     "in the evaluation": (evaluation, "evaluation_batches", True),

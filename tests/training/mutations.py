@@ -152,6 +152,10 @@ def _random_weighted_order(weights: torch.Tensor, _seed: int, _epoch: int) -> to
     return torch.multinomial(weights, len(weights), replacement=True)
 
 
+def _nothing() -> tuple[Any, ...]:
+    return ()
+
+
 def _seek_nowhere(_stream: Any, _position: int) -> None:
     return
 
@@ -260,6 +264,10 @@ PARAMETERS_FROZEN = _fresh_mode("frozen")
 MEMORY_FORMATS = _fresh_mode("channels_last")
 GENERATORS = Mutation(
     "generators", lambda context, fresh: replace(context, generators=fresh.generators)
+)
+GENERATORS_OF_THE_AVERAGE = Mutation(
+    "generators of the average",
+    world={"trainer_service.child.optimization.registered_generators": _nothing},
 )
 STREAM = Mutation(
     "stream's state",

@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_store import open_blob_store
-from checkpoint_store.checkpoints import CheckpointDraft, commit_checkpoint
+from checkpoint_store.checkpoints import (
+    CheckpointDraft,
+    CommittedCheckpoint,
+    commit_checkpoint,
+)
 from everstep.strategy import strategy_content, strategy_digest
+from everstep.training.v1.checkpoint_pb2 import CheckpointReference
 from everstep.training.v1.progress_pb2 import TrainingProgress
 from everstep.training.v1.strategy_pb2 import TrainingStrategy
 from trainer_service.child.pipe import (
@@ -31,6 +36,7 @@ from trainer_service.child.pipe import (
     decode_word,
     encode_word,
 )
+from trainer_service.restorer import restore
 from trainer_service.slots import MemorySlots
 
 #: Longer than anything here takes; a test that waits so long has failed.
@@ -184,7 +190,29 @@ class TrainingProcess:
 def digests(
     folder: Path, slots: MemorySlots, content: SlotContent, strategy: TrainingStrategy
 ) -> dict[str, str]:
-    """The digests that a checkpoint of a slot gets: it is committed to a store in `folder`."""
+    """The digests that a checkpoint of a slot gets."""
+    return dict(commit(folder, slots, content, strategy).manifest.digests)
+
+
+def through_the_store(
+    folder: Path, slots: MemorySlots, strategy: TrainingStrategy
+) -> tuple[MemorySlots, SlotContent]:
+    """The newest snapshot as another trainer finds it: stored, and read back into new slots."""
+    assert slots.newest is not None
+    committed = commit(folder, slots, slots.newest, strategy)
+    reference = CheckpointReference(
+        checkpoint_id=committed.manifest.checkpoint_id,
+        manifest_key=committed.manifest_key,
+        manifest_digest=committed.manifest_digest,
+    )
+    elsewhere = MemorySlots()
+    return elsewhere, restore(open_blob_store(folder.as_uri()), reference, elsewhere).content
+
+
+def commit(
+    folder: Path, slots: MemorySlots, content: SlotContent, strategy: TrainingStrategy
+) -> CommittedCheckpoint:
+    """Makes a checkpoint of a slot, in a store in `folder`."""
     draft = CheckpointDraft(
         checkpoint_id=f"ck-{os.urandom(4).hex()}",
         operation_id="op-1",
@@ -205,5 +233,4 @@ def digests(
         fingerprint={},
     )
     with slots.view(content.slot) as memory:
-        committed = commit_checkpoint(open_blob_store(folder.as_uri()), draft, memory)
-    return dict(committed.manifest.digests)
+        return commit_checkpoint(open_blob_store(folder.as_uri()), draft, memory)

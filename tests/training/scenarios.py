@@ -50,8 +50,8 @@ class Scenario:
     workers: int = 0
     #: Without them the weights are all that a forward pass depends on.
     buffers: bool = True
-    #: float32, bf16-mixed or fp16-mixed; the weights' type is `precision`.
-    mixed: str = "float32"
+    #: bf16-mixed or fp16-mixed; empty: as the weights' type says.
+    mixed: str = ""
     ema_decay: float | None = None
     #: Whether the first class is drawn three times as often as the others.
     weighted: bool = False
@@ -108,7 +108,8 @@ class Scenario:
             "scheduler_interval": self.scheduler_interval,
             "checkpoint": CheckpointPolicy(every_steps=1, every_epochs=0),
             "workers": self.workers,
-            "precision": self.mixed,
+            "precision": self.mixed
+            or ("float64" if self.precision is torch.float64 else "float32"),
             "ema_decay": self.ema_decay,
             "weighted": self.weighted,
             "non_finite": self.non_finite,

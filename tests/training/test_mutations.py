@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
+
 import pytest
 
 from everstep.errors import EverstepError
 from tests.training import checks, mutations
 from tests.training.mutations import Mutation
 from tests.training.runs import Laboratory
+from tests.training.scenarios import EVERYTHING, KINDS_OF_STATE, OVERFITTING
+from trainer_service.child.resume_context import TrainingResumeContext
 
+#: The property of a test's report that the table at the end of a run is made of.
+MUTATION = "mutation"
+#: Fields of a context that another mutation than one of the context itself leaves out.
+LEFT_OUT_OTHERWISE = {
+    "stream_state": mutations.STREAM,
+    "left_out": mutations.LEFT_OUT,
+}
+#: Fields of a context that are no state: without them nothing is restored at all.
+NO_STATE = {"original_request", "parameter_names"}
 #: What each check must not miss.
 CAUGHT = {
     checks.accepts_a_context: (
@@ -99,7 +113,7 @@ CAUGHT = {
         mutations.PARAMETERS_FROZEN,
         mutations.MEMORY_FORMATS,
     ),
-    checks.keeps_generators: (mutations.GENERATORS,),
+    checks.keeps_generators: (mutations.GENERATORS, mutations.GENERATORS_OF_THE_AVERAGE),
     checks.keeps_the_position_in_a_stream: (mutations.STREAM, mutations.SEEK),
     checks.keeps_what_is_left_out: (
         mutations.SKIPPED,
@@ -119,7 +133,10 @@ CAUGHT = {
         for mutation in caught
     ],
 )
-def test_a_check_fails_without_the_piece(check: checks.Check, mutation: Mutation) -> None:
+def test_a_check_fails_without_the_piece(
+    check: checks.Check, mutation: Mutation, record_property: Callable[[str, object], None]
+) -> None:
+    record_property(MUTATION, f"{mutation.name} | {check.__name__}")
     with pytest.raises((AssertionError, EverstepError)):
         check(Laboratory(mutation))
 
@@ -133,3 +150,31 @@ def test_every_check_and_every_mutation_is_listed() -> None:
         if isinstance(value, Mutation) and value is not mutations.NOTHING
     }
     assert listed == defined
+
+
+def test_every_field_of_a_context_is_left_out_by_a_mutation() -> None:
+    """A new kind of state needs a mutation of its own, which a check must not miss."""
+    lab = Laboratory()
+    contexts = [
+        snapshot.context()
+        for scenario in (*KINDS_OF_STATE, EVERYTHING, OVERFITTING)
+        for snapshot in lab.train(scenario).snapshots
+    ]
+    left_out = set(LEFT_OUT_OTHERWISE)
+    for mutation in (m for caught in CAUGHT.values() for m in caught):
+        for context in contexts:
+            fresh = TrainingResumeContext(
+                start_epoch=0,
+                model_weights={n: t.clone().zero_() for n, t in context.model_weights.items()},
+                optimizer_state={"state": {}, "param_groups": []},
+                step=0,
+            )
+            changed = mutation.context(context, fresh)
+            if changed is None:
+                continue
+            left_out |= {
+                field.name
+                for field in fields(context)
+                if getattr(changed, field.name) is not getattr(context, field.name)
+            }
+    assert {field.name for field in fields(TrainingResumeContext)} - NO_STATE - left_out == set()

@@ -81,14 +81,17 @@ def epoch_batches(
     start: int,
     workers: int,
     weighted: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[Batch]:
     """The batches of an epoch from number `start` on, as (inputs, targets).
 
     Args:
+        dtype: Of inputs and targets that are floating-point numbers.
         weighted: Whether examples are drawn by their `sample_weights`, with replacement.
     """
     if is_stream(examples):
-        return _stream_batches(examples, seed, epoch, batch_size, start)
+        stream = _stream_batches(examples, seed, epoch, batch_size, start)
+        return (_cast(batch, dtype) for batch in stream)
     if weighted:
         order = weighted_order(examples.sample_weights, seed, epoch).tolist()
     else:
@@ -107,15 +110,16 @@ def epoch_batches(
         generator=generator(seed, "loader", epoch),
         multiprocessing_context="forkserver" if workers else None,
     )
-    return iter(loader)
+    return (_cast(batch, dtype) for batch in loader)
 
 
-def evaluation_batches(examples: Any, batch_size: int) -> Iterator[Batch]:
-    """All examples in their own order."""
+def evaluation_batches(
+    examples: Any, batch_size: int, dtype: torch.dtype = torch.float32
+) -> Iterator[Batch]:
+    """All examples in their own order; as `epoch_batches`."""
     for first in range(0, len(examples), batch_size):
-        yield _stacked(
-            examples[index] for index in range(first, min(first + batch_size, len(examples)))
-        )
+        last = min(first + batch_size, len(examples))
+        yield _cast(_stacked(examples[index] for index in range(first, last)), dtype)
 
 
 def _stream_batches(
@@ -149,6 +153,11 @@ def _stacked(examples: Any) -> Batch:
         torch.stack([torch.as_tensor(inputs) for inputs, _ in pairs]),
         torch.stack([torch.as_tensor(targets) for _, targets in pairs]),
     )
+
+
+def _cast(batch: Batch, dtype: torch.dtype) -> Batch:
+    inputs, targets = (part.to(dtype) if part.is_floating_point() else part for part in batch)
+    return inputs, targets
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -35,6 +35,7 @@ def evaluate(
     epoch: int,
     between_batches: Callable[[], None],
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, float]:
     """The mean loss, and accuracy or mean absolute error and R².
 
@@ -44,11 +45,12 @@ def evaluate(
         prefix: Of the metrics' names, as in `val_loss`.
         between_batches: Called after each batch; may raise to end the evaluation.
         autocast: Around every forward pass.
+        dtype: Of inputs and targets that are floating-point numbers.
     """
     reseed(seed, "evaluation", prefix, epoch)
     sums = _RegressionSums() if task == "regression" else _ClassificationSums()
     with evaluation_mode(model):
-        for inputs, targets in evaluation_batches(examples, batch_size):
+        for inputs, targets in evaluation_batches(examples, batch_size, dtype):
             with autocast():
                 outputs = model(inputs)
                 value = float(loss(outputs, targets))

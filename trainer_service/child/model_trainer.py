@@ -32,7 +32,12 @@ from trainer_service.child.events import (
 )
 from trainer_service.child.forking import check_fork, fork
 from trainer_service.child.history import BestEpoch, EpochRecord
-from trainer_service.child.optimization import Optimization, gradient_scaler, moving_average
+from trainer_service.child.optimization import (
+    Optimization,
+    gradient_scaler,
+    moving_average,
+    weights_type,
+)
 from trainer_service.child.randomness import reseed
 from trainer_service.child.resume_context import TrainingResumeContext
 from trainer_service.child.training_state import TrainingState
@@ -245,6 +250,7 @@ class ModelTrainer:
             start=state.batch,
             workers=config.workers,
             weighted=config.weighted,
+            dtype=weights_type(config.precision),
         )
         while state.batch < self._batches:
             self._take_step(batches, min(config.accumulate, self._batches - state.batch))
@@ -350,6 +356,7 @@ class ModelTrainer:
                 epoch=state.epoch,
                 between_batches=self._stop_if_asked,
                 autocast=self.optimization.autocast,
+                dtype=weights_type(config.precision),
             )
         self._check_epoch(metrics)
         self._whole = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from contextlib import AbstractContextManager
 from typing import Any, Final
@@ -11,9 +12,17 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainer_service.child.training_state import TrainingState
+from trainer_service.generators import registered_generators
 
+#: The type of weights, inputs and floating-point targets, where it is not float32.
+_TYPES: Final = {"float64": torch.float64}
 #: The type of forward passes by precision, where it is not the weights'.
 AUTOCAST_TYPES: Final = {"bf16-mixed": torch.bfloat16, "fp16-mixed": torch.float16}
+
+
+def weights_type(precision: str) -> torch.dtype:
+    """The type of the weights, and of what a model is given."""
+    return _TYPES.get(precision, torch.float32)
 
 
 def gradient_scaler(precision: str) -> torch.amp.GradScaler | None:
@@ -22,10 +31,16 @@ def gradient_scaler(precision: str) -> torch.amp.GradScaler | None:
 
 
 def moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    """An exponential moving average of the weights; buffers are copied, not averaged."""
+    """An exponential moving average of the weights; buffers are copied, not averaged.
+
+    The model's registered generators are the average's as well: there is one position to keep.
+    """
     if decay is None:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+    shared = {id(generator): generator for generator in registered_generators()}
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+    average.module = copy.deepcopy(model, dict(shared))
+    return average
 
 
 class Optimization:

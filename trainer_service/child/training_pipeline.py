@@ -23,22 +23,16 @@ from trainer_service.child.model_trainer import (
     ModelTrainer,
     ModelTrainerConfig,
 )
+from trainer_service.child.optimization import weights_type
 from trainer_service.child.randomness import reseed
 from trainer_service.child.resume_context import TrainingResumeContext
 from trainer_service.generators import forget_generators
-from trainer_service.strategies.data import Examples, LoadedData, load_data
+from trainer_service.strategies.data import LoadedData, load_data
 from trainer_service.strategies.losses import build_loss, task_of_loss
 from trainer_service.strategies.models import build_model
 from trainer_service.strategies.optimizers import build_optimizer
 from trainer_service.strategies.schedulers import build_scheduler, schedule_depends_on_total
 
-#: The type of weights by precision.
-_PRECISIONS = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bf16-mixed": torch.float32,
-    "fp16-mixed": torch.float32,
-}
 #: Schedulers that compute every rate from limits of their own.
 _OWN_LIMITS = frozenset({"OneCycleLR", "CyclicLR"})
 
@@ -102,16 +96,13 @@ class TrainingPipeline:
         torch.use_deterministic_algorithms(training.deterministic)
         forget_generators()
         task = task_of_loss(strategy.loss)
-        data = _in_precision(
-            load_data(
-                strategy.data,
-                self._settings.data_root,
-                strategy.seed,
-                task,
-                training.batch_size,
-                self._settings.allowed_packages,
-            ),
-            _PRECISIONS[training.precision],
+        data = load_data(
+            strategy.data,
+            self._settings.data_root,
+            strategy.seed,
+            task,
+            training.batch_size,
+            self._settings.allowed_packages,
         )
         self._data_loaded(data)
         epochs = _epochs(strategy, overrides)
@@ -119,7 +110,7 @@ class TrainingPipeline:
         reseed(strategy.seed, "model")
         model = build_model(
             strategy.model, data.input_shape, data.output_size, self._settings.allowed_packages
-        ).to(_PRECISIONS[training.precision])
+        ).to(weights_type(training.precision))
         optimizer = build_optimizer(strategy.optimizer, model.parameters())
         batches = -(-len(data.train) // training.batch_size)
         scheduler = build_scheduler(
@@ -218,6 +209,7 @@ class TrainingPipeline:
             epoch=config.epochs,
             between_batches=lambda: None,
             autocast=trainer.optimization.autocast,
+            dtype=weights_type(config.precision),
         )
 
 
@@ -274,15 +266,3 @@ def _check_learning_rate(strategy: TrainingStrategy, overrides: Mapping[str, Any
             "scheduler (everstep train STRATEGY.yaml --from-checkpoint CHECKPOINT)",
             violations=[FieldViolation("overrides.learning_rate", "the schedule overwrites it")],
         )
-
-
-def _in_precision(data: LoadedData, dtype: torch.dtype) -> LoadedData:
-    if dtype is torch.float32:
-        return data
-    for part in (data.train, data.validation, data.test):
-        if not isinstance(part, Examples):
-            continue
-        part.inputs = part.inputs.to(dtype)
-        if part.targets.is_floating_point():
-            part.targets = part.targets.to(dtype)
-    return data
