@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,28 @@ def test_a_stream_that_ends_early_fails(start: StartProcess) -> None:
     assert isinstance(last, Failed)
     assert last.reason == "TRAINING_FAILED"
     assert "ended after 20 of the 52" in last.message
+
+
+def test_the_how_to_s_code_trains(
+    start: StartProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data set and the module of the how-to, as they stand there."""
+    document = Path(__file__).parents[2] / "docs" / "how-to" / "your-own-data-and-model.md"
+    examples = re.findall(r"```python\n(.*?)```", document.read_text(), flags=re.DOTALL)
+    package = tmp_path / "acme"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "data.py").write_text(next(e for e in examples if "# acme/data.py" in e))
+    noise = next(e for e in examples if "class Noise" in e)
+    (package / "models.py").write_text(
+        f"{noise}\n\ndef noisy(input_shape, output_size):\n"
+        "    return nn.Sequential(Noise(), nn.Linear(input_shape[0], output_size))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    strategy = own("augmented")
+    strategy.data.source = "acme.data:augmented"
+    strategy.model.factory = "acme.models:noisy"
+    process = start()
+    process.train(strategy, allowed_packages=("acme", "tests"))
+    assert isinstance(process.run(), Finished), process.said[-1]
+    assert set(process.snapshots[-1].content.state["generators"]) == {"noise"}

@@ -279,7 +279,7 @@ def test_another_environment_is_refused(start: StartProcess, slots: MemorySlots)
     process.train(STRATEGY)
     snapshot = process.until_snapshot(2)
     process.kill()
-    made_with = {**snapshot.fingerprint, "threads": "64", "torch": "1.0"}
+    made_with = {**snapshot.fingerprint, "threads": "64", "torch": "1.0", "own_code": "other"}
     other = start()
     other.train(STRATEGY, resume=slots.newest, fingerprint=made_with)
     last = other.run()
@@ -287,6 +287,7 @@ def test_another_environment_is_refused(start: StartProcess, slots: MemorySlots)
     assert last.reason == "ENVIRONMENT_MISMATCH"
     assert "threads: 64 -> 1" in last.message
     assert "torch: 1.0 -> " in last.message
+    assert "own_code: other -> unset" in last.message
 
 
 def test_other_data_is_refused(start: StartProcess, slots: MemorySlots) -> None:
