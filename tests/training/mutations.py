@@ -164,7 +164,7 @@ def _global_generator(*_parts: str | int) -> torch.Generator:
     return torch.default_generator
 
 
-def _no_overrides(_trainer: ModelTrainer) -> None:
+def _no_overrides(_state: Any, _rate: float) -> None:
     return
 
 
@@ -244,7 +244,7 @@ STEP = _without("step", "step")
 OVERRIDES = Mutation(
     "overrides",
     world={
-        "trainer_service.child.model_trainer.ModelTrainer._apply_overrides": _no_overrides,
+        "trainer_service.child.training_state.TrainingState.override_learning_rate": _no_overrides,
     },
 )
 APPLIED_OVERRIDES = _without("applied overrides", "applied_overrides")

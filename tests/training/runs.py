@@ -13,7 +13,8 @@ from tests.training.mutations import NOTHING, Mutation
 from tests.training.scenarios import Scenario
 from trainer_service.child.batches import keeps_its_state
 from trainer_service.child.events import EpochCompleted, Event, Position
-from trainer_service.child.model_trainer import ModelTrainer, TrainingOutcome
+from trainer_service.child.model_trainer import ModelTrainer
+from trainer_service.child.model_trainer_config import TrainingOutcome
 from trainer_service.child.resume_context import TrainingResumeContext
 
 TensorsByKind = dict[str, dict[str, torch.Tensor]]
@@ -136,7 +137,8 @@ class Laboratory:
         examples: Any,
         changes: dict[str, Any],
     ) -> Run:
-        snapshots: list[Snapshot] = []
+        snapshots: list[Snapshot] = changes.pop("kept", [])
+        token = changes.pop("token", None)
         events: list[tuple[Position, Event]] = []
 
         def keep(trigger: str, state: TrainingResumeContext) -> bool:
@@ -163,6 +165,7 @@ class Laboratory:
                 context,
                 stream=train if keeps_its_state(train) else None,
                 progress_callback=note,
+                cancellation_token=token,
                 checkpoint_callback=keep,
             )
             self.mutation.trainer(trainer)

@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler
 from torch.optim.swa_utils import SWALR
 
 from trainer_service.child.cadence import CheckpointPolicy
-from trainer_service.child.model_trainer import ModelTrainerConfig
+from trainer_service.child.model_trainer_config import ModelTrainerConfig
 from trainer_service.generators import forget_generators, register_generator
 
 EXAMPLES = 52

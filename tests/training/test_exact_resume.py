@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
 import pytest
 
 from tests.training import checks
-from tests.training.runs import Laboratory
-from tests.training.scenarios import EVERY_SCENARIO, EVERYTHING, PLAIN, Scenario
+from tests.training.runs import Laboratory, Snapshot
+from tests.training.scenarios import (
+    AVERAGED,
+    EVERY_SCENARIO,
+    EVERYTHING,
+    KEEPING,
+    NOISY,
+    PLAIN,
+    Scenario,
+)
 from trainer_service.child.cadence import CheckpointPolicy
+from trainer_service.child.events import CancellationToken, Stop, TrainingStopped
+from trainer_service.child.optimization import Optimization
 from trainer_service.child.randomness import epoch_order
 
 
@@ -29,6 +43,70 @@ def test_cut_again_and_again() -> None:
     while snapshot.trigger != "FINAL":
         snapshot = lab.resume(EVERYTHING, snapshot.context()).snapshots[0]
     assert snapshot.content() == whole.final.content()
+
+
+class Looks(CancellationToken):
+    """Says stop when it is looked at for the n-th time."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.left = last
+
+    @property
+    def stop(self) -> Stop | None:
+        self.left -= 1
+        return Stop.CANCEL if self.left == 0 else None
+
+
+@pytest.mark.parametrize("scenario", [EVERYTHING, NOISY, KEEPING, AVERAGED], ids=lambda s: s.name)
+def test_stopped_wherever_it_may_be(scenario: Scenario) -> None:
+    """After each step and in each batch of each evaluation, also by code that draws there."""
+    lab = Laboratory()
+    whole = lab.train(scenario)
+    looks = 0
+    while True:
+        looks += 1
+        kept: list[Snapshot] = []
+        try:
+            lab.train(scenario, token=Looks(looks), kept=kept)
+        except TrainingStopped:
+            assert kept[-1].trigger == "CANCELLATION"
+            resumed = lab.resume(scenario, kept[-1].context())
+            assert resumed.final.content() == whole.final.content(), looks
+        else:
+            break
+    assert looks > scenario.epochs * (scenario.steps_per_epoch + 3)
+
+
+def failing_at(call: int) -> Callable[..., float]:
+    """Gradients that fail once they are there, at their n-th time."""
+    calls, accumulate = count(1), Optimization.accumulate
+
+    def failing(*arguments: Any) -> float:
+        loss = accumulate(*arguments)
+        if next(calls) == call:
+            raise RuntimeError("out of memory")
+        return loss
+
+    return failing
+
+
+@pytest.mark.parametrize("scenario", [EVERYTHING, NOISY, KEEPING, PLAIN], ids=lambda s: s.name)
+def test_a_failed_step_leaves_a_state_to_go_on_from_or_none(scenario: Scenario) -> None:
+    """The checkpoint of a failure is that of the last whole step; where it cannot be, none is."""
+    lab = Laboratory()
+    whole = lab.train(scenario)
+    seldom = CheckpointPolicy(every_epochs=0)
+    for call in (1, 2, 9, 10):
+        kept: list[Snapshot] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Optimization, "accumulate", failing_at(call))
+            with pytest.raises(RuntimeError):
+                lab.train(scenario, kept=kept, checkpoint=seldom)
+        assert bool(kept) == (scenario is PLAIN)
+        for snapshot in kept:
+            resumed = lab.resume(scenario, snapshot.context())
+            assert resumed.final.content() == whole.final.content()
 
 
 def test_saving_changes_no_bytes() -> None:

@@ -14,7 +14,8 @@ from everstep.training.v1.strategy_pb2 import TrainingStrategy
 from tests.training import strategies
 from tests.training.runs import Snapshot
 from trainer_service.child.events import CancellationToken, EpochCompleted, Stop, TrainingStopped
-from trainer_service.child.model_trainer import ModelTrainer, ModelTrainerConfig
+from trainer_service.child.model_trainer import ModelTrainer
+from trainer_service.child.model_trainer_config import ModelTrainerConfig
 from trainer_service.child.resume_context import TrainingResumeContext
 from trainer_service.child.training_pipeline import PipelineSettings, TrainingPipeline
 from trainer_service.strategies.data import LoadedData

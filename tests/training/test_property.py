@@ -29,6 +29,8 @@ from tests.training.scenarios import (
 from tests.training.trials import describe, draw_trial, run_in_a_folder
 from trainer_service.child.cadence import CheckpointPolicy
 
+#: OneCycleLR has the length of its own scenario, CyclicLR wants an optimizer with momentum.
+_NOT_DRAWN = ("OneCycleLR", "CyclicLR")
 _SETTINGS: dict[str, Any] = {
     "deadline": None,
     "derandomize": True,
@@ -48,7 +50,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
             )
         )
     )  # fmt: skip
-    schedule = draw(st.sampled_from([s for s in SCHEDULES if "OneCycle" not in s.name]))
+    schedule = draw(st.sampled_from([s for s in SCHEDULES if s.name.split()[-1] not in _NOT_DRAWN]))
     return Scenario(
         **{
             **vars(kind),
@@ -72,7 +74,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
 @given(scenario=scenarios(), data=st.data())
 def test_cut_anywhere_it_ends_in_the_same_bytes(scenario: Scenario, data: st.DataObject) -> None:
     """Within one process: every kind of state with every schedule and optimizer."""
-    if scenario.non_finite == "skip" and scenario.batch_size > 8:
+    if scenario.non_finite == "skip" and scenario.batch_size * scenario.accumulate > 16:
         scenario = Scenario(**{**vars(scenario), "poisoned": ()})
     lab = Laboratory()
     whole = lab.train(scenario, checkpoint=CheckpointPolicy(every_epochs=0))

@@ -107,6 +107,9 @@ def draw_trial(draw: random.Random) -> Trial:
         "precision": draw.choice(("float32", "float32", "float64", "bf16-mixed")),
         "non_finite": "skip" if "poisoned" in data["source"] else "fail",
     }
+    if "poisoned" in data["source"]:
+        # Enough steps an epoch, so that some are finite.
+        training |= {"batch_size": 8, "accumulate": 1}
     if draw.random() < 0.4:
         training["ema_decay"] = draw.choice((0.5, 0.95))
     if draw.random() < 0.6:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -14,9 +13,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from everstep.errors import EverstepError, Reason
 from trainer_service.child.batches import Batch, batch_count, epoch_batches
-from trainer_service.child.cadence import CheckpointCadence, CheckpointPolicy
+from trainer_service.child.cadence import CheckpointCadence
 from trainer_service.child.early_stopping import EarlyStopping
-from trainer_service.child.evaluation import Task, evaluate
+from trainer_service.child.evaluation import evaluate
 from trainer_service.child.events import (
     CancellationToken,
     CheckpointDelayed,
@@ -32,6 +31,7 @@ from trainer_service.child.events import (
 )
 from trainer_service.child.forking import check_fork, fork
 from trainer_service.child.history import BestEpoch, EpochRecord
+from trainer_service.child.model_trainer_config import ModelTrainerConfig, TrainingOutcome
 from trainer_service.child.optimization import (
     Optimization,
     gradient_scaler,
@@ -41,6 +41,7 @@ from trainer_service.child.optimization import (
 from trainer_service.child.randomness import reseed
 from trainer_service.child.resume_context import TrainingResumeContext
 from trainer_service.child.training_state import TrainingState
+from trainer_service.generators import generator_states, restore_generators
 
 #: Seconds between two reports of step metrics.
 STEP_REPORT_SECONDS: Final = 0.1
@@ -49,57 +50,6 @@ MAX_SKIPPED_IN_A_ROW: Final = 25
 
 #: Takes a snapshot for a trigger (PERIODIC, REQUESTED, ...); False when no memory slot is free.
 CheckpointCallback = Callable[[str, TrainingResumeContext], bool]
-
-
-@dataclass(frozen=True)
-class ModelTrainerConfig:
-    """How to train; see the contract's TrainingSettings."""
-
-    seed: int
-    epochs: int
-    batch_size: int
-    task: Task
-    accumulate: int = 1
-    #: 0: not clipped.
-    gradient_clip: float = 0.0
-    #: The metric that decides on the best epoch and on early stopping.
-    monitor: str = "val_loss"
-    #: None: no early stopping.
-    patience: int | None = None
-    min_delta: float = 0.0
-    #: epoch or step.
-    scheduler_interval: str = "epoch"
-    checkpoint: CheckpointPolicy = field(default_factory=CheckpointPolicy)
-    workers: int = 0
-    #: Whether examples are drawn by their `sample_weights`.
-    weighted: bool = False
-    #: float32, float64, bf16-mixed or fp16-mixed.
-    precision: str = "float32"
-    #: Of the weights' moving average; None: no average.
-    ema_decay: float | None = None
-    #: What is done about a loss or gradient that is not finite: fail, skip or rollback.
-    non_finite: str = "fail"
-    #: First and last step, counted from 1, of a part that a rollback leaves out.
-    leave_out: tuple[int, int] | None = None
-    #: The strategy, as plain dicts; part of every checkpoint's context.
-    request: Mapping[str, Any] = field(default_factory=dict)
-    #: The strategy that a fork's checkpoint was made with, as plain dicts; None: no fork.
-    forked_from: Mapping[str, Any] | None = None
-    #: Overrides of a resume: learning_rate.
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TrainingOutcome:
-    """How a training ended."""
-
-    history: tuple[EpochRecord, ...]
-    steps: int
-    stopped_early: bool
-    stop_reason: str
-    monitor: str
-    best_value: float | None
-    best_epoch: int | None
 
 
 class ModelTrainer:
@@ -172,7 +122,8 @@ class ModelTrainer:
             )
         elif resume_context is not None:
             self.state.restore(resume_context)
-        self._apply_overrides()
+        if (rate := config.overrides.get("learning_rate")) is not None:
+            self.state.override_learning_rate(rate)
         if config.leave_out is not None:
             self.state.left_out.append(config.leave_out)
 
@@ -221,22 +172,6 @@ class ModelTrainer:
     def capture(self) -> TrainingResumeContext:
         """The state between two optimizer steps; its tensors are the live ones."""
         return self.state.capture(self.config.request)
-
-    def _apply_overrides(self) -> None:
-        """Sets an asked learning rate once, after loading a context has set the checkpoint's.
-
-        More epochs are no state: the training is then that of the longer strategy.
-        """
-        state, rate = self.state, self.config.overrides.get("learning_rate")
-        if rate is None or state.overrides.get("learning_rate") == rate:
-            return
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-            if "initial_lr" in group:
-                group["initial_lr"] = rate
-        if state.scheduler is not None and hasattr(state.scheduler, "base_lrs"):
-            state.scheduler.base_lrs = [rate for _ in state.optimizer.param_groups]
-        state.overrides = {"learning_rate": rate}
 
     def _train_epoch(self, examples: Any) -> None:
         """From the epoch's next batch to its last."""
@@ -287,7 +222,7 @@ class ModelTrainer:
         losses: list[float] = []
         counts: list[int] = []
         self.optimization.begin()
-        self._whole = self._whole and not any(True for _ in state.model.buffers())
+        self._whole = self._whole and not state.changes_within_a_step
         for number in range(state.batch, state.batch + group):
             inputs, targets = next(batches)
             reseed(self.config.seed, "step", state.epoch, number, 0)
@@ -342,22 +277,10 @@ class ModelTrainer:
 
     def _end_epoch(self, validation: Any) -> None:
         """Evaluates, keeps the best, advances the schedule and looks at early stopping."""
-        config, state = self.config, self.state
+        state = self.state
         metrics = {"train_loss": state.loss_sum / max(state.examples, 1)}
         if len(validation):
-            metrics |= evaluate(
-                state.evaluated_model,
-                self.loss,
-                validation,
-                task=config.task,
-                prefix="val",
-                batch_size=config.batch_size,
-                seed=config.seed,
-                epoch=state.epoch,
-                between_batches=self._stop_if_asked,
-                autocast=self.optimization.autocast,
-                dtype=weights_type(config.precision),
-            )
+            metrics |= self._evaluate(validation)
         self._check_epoch(metrics)
         self._whole = False
         value = self._monitored(metrics)
@@ -372,6 +295,28 @@ class ModelTrainer:
         self._whole = True
         seconds = time.monotonic() - self._epoch_began
         self._report(EpochCompleted(done, metrics, rate, is_best, seconds))
+
+    def _evaluate(self, validation: Any) -> dict[str, float]:
+        """The validation metrics; one that is stopped leaves the generators as they were."""
+        config, state = self.config, self.state
+        generators = generator_states()
+        try:
+            return evaluate(
+                state.evaluated_model,
+                self.loss,
+                validation,
+                task=config.task,
+                prefix="val",
+                batch_size=config.batch_size,
+                seed=config.seed,
+                epoch=state.epoch,
+                between_batches=self._stop_if_asked,
+                autocast=self.optimization.autocast,
+                dtype=weights_type(config.precision),
+            )
+        except TrainingStopped:
+            restore_generators(generators)
+            raise
 
     def _check_epoch(self, metrics: Mapping[str, float]) -> None:
         """An epoch without a step, or with metrics that are not finite, is no epoch to go on from.
@@ -431,8 +376,9 @@ class ModelTrainer:
             )
 
     def _stop_if_asked(self) -> None:
-        if self._token.stop is not None:
-            raise TrainingStopped(self._token.stop)
+        stop = self._token.stop
+        if stop is not None:
+            raise TrainingStopped(stop)
 
     def _report_step(self, loss: float, examples_per_second: float, norm: float) -> None:
         now = time.monotonic()

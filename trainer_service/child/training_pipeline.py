@@ -18,11 +18,8 @@ from trainer_service.child.batches import keeps_its_state
 from trainer_service.child.cadence import CheckpointPolicy
 from trainer_service.child.evaluation import METRICS, evaluate
 from trainer_service.child.events import CancellationToken, PhaseChanged, ProgressCallback
-from trainer_service.child.model_trainer import (
-    CheckpointCallback,
-    ModelTrainer,
-    ModelTrainerConfig,
-)
+from trainer_service.child.model_trainer import CheckpointCallback, ModelTrainer
+from trainer_service.child.model_trainer_config import ModelTrainerConfig
 from trainer_service.child.optimization import weights_type
 from trainer_service.child.randomness import reseed
 from trainer_service.child.resume_context import TrainingResumeContext

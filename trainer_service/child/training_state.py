@@ -16,7 +16,11 @@ from trainer_service.child.history import BestEpoch, EpochRecord
 from trainer_service.child.module_modes import like_in_memory, module_modes, restore_modes
 from trainer_service.child.resume_context import TrainingResumeContext
 from trainer_service.child.trace import StepTrace
-from trainer_service.generators import generator_states, restore_generators
+from trainer_service.generators import (
+    generator_states,
+    registered_generators,
+    restore_generators,
+)
 
 
 @dataclass
@@ -59,6 +63,27 @@ class TrainingState:
             return self.model
         averaged: nn.Module = self.average.module
         return averaged
+
+    @property
+    def changes_within_a_step(self) -> bool:
+        """Whether a step that is not finished has changed more than it can take back."""
+        buffers = any(True for _ in self.model.buffers())
+        return buffers or self.stream is not None or bool(registered_generators())
+
+    def override_learning_rate(self, rate: float) -> None:
+        """Sets an asked learning rate once, after a context has set the checkpoint's.
+
+        More epochs are no state: the training is then that of the longer strategy.
+        """
+        if self.overrides.get("learning_rate") == rate:
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+            if "initial_lr" in group:
+                group["initial_lr"] = rate
+        if self.scheduler is not None and hasattr(self.scheduler, "base_lrs"):
+            self.scheduler.base_lrs = [rate for _ in self.optimizer.param_groups]
+        self.overrides = {"learning_rate": rate}
 
     def capture(self, request: Any) -> TrainingResumeContext:
         """The state as a context; its tensors are the live ones.
