@@ -32,6 +32,7 @@ from trainer_service.child.events import (
 from trainer_service.child.forking import check_fork, fork
 from trainer_service.child.history import BestEpoch, EpochRecord
 from trainer_service.child.model_trainer_config import ModelTrainerConfig, TrainingOutcome
+from trainer_service.child.non_finite import judge_epoch, judge_step
 from trainer_service.child.optimization import (
     Optimization,
     gradient_scaler,
@@ -45,8 +46,6 @@ from trainer_service.generators import generator_states, restore_generators
 
 #: Seconds between two reports of step metrics.
 STEP_REPORT_SECONDS: Final = 0.1
-#: More steps than these that are not finite, one after another, are no accident.
-MAX_SKIPPED_IN_A_ROW: Final = 25
 
 #: Takes a snapshot for a trigger (PERIODIC, REQUESTED, ...); False when no memory slot is free.
 CheckpointCallback = Callable[[str, TrainingResumeContext], bool]
@@ -202,7 +201,9 @@ class ModelTrainer:
         finite = all(map(math.isfinite, losses))
         norm = self.optimization.norm() if finite else math.nan
         if not finite or (state.scaler is None and not math.isfinite(norm)):
-            self._not_finite(losses, norm)
+            skipped = judge_step(self.config.non_finite, state, self.position(), losses, norm)
+            self.optimization.leave_out()
+            self._report(StepSkipped(skipped))
             self._leave_out(batches, group - len(losses))
             return
         self._whole = False
@@ -232,28 +233,6 @@ class ModelTrainer:
                 break
         return losses, counts
 
-    def _not_finite(self, losses: list[float], norm: float) -> None:
-        """What the strategy says about a step whose loss or gradient is not finite."""
-        state, loss = self.state, losses[-1]
-        what = (
-            f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-        )
-        number = state.batch + len(losses) - 1
-        message = f"{what} in epoch {state.epoch}, batch {number} (step {state.step + 1})"
-        self._fail_or_roll_back(message)
-        if state.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
-            raise _not_finite(f"{message}, as in the {MAX_SKIPPED_IN_A_ROW} steps before it")
-        self.optimization.leave_out()
-        state.skipped_in_a_row += 1
-        self._report(StepSkipped(f"{message}: the step is left out"))
-
-    def _fail_or_roll_back(self, message: str) -> None:
-        """Raises, unless the strategy says to skip."""
-        if self.config.non_finite == "rollback":
-            raise RollbackWanted(self.position(), self.state.step + 1, message)
-        if self.config.non_finite == "fail":
-            raise _not_finite(message)
-
     def _leave_out(self, batches: Iterator[Batch], undrawn: int) -> None:
         """Goes past a step without taking it; of its batches some are not drawn yet."""
         group = min(self.config.accumulate, self._batches - self.state.batch)
@@ -281,7 +260,7 @@ class ModelTrainer:
         metrics = {"train_loss": state.loss_sum / max(state.examples, 1)}
         if len(validation):
             metrics |= self._evaluate(validation)
-        self._check_epoch(metrics)
+        judge_epoch(self.config.non_finite, state, self.position(), metrics)
         self._whole = False
         value = self._monitored(metrics)
         is_best = state.best.offer(value, state.epoch, state.evaluated_model)
@@ -317,20 +296,6 @@ class ModelTrainer:
         except TrainingStopped:
             restore_generators(generators)
             raise
-
-    def _check_epoch(self, metrics: Mapping[str, float]) -> None:
-        """An epoch without a step, or with metrics that are not finite, is no epoch to go on from.
-
-        A metric cannot be skipped.
-        """
-        strange = [f"{name} is {v}" for name, v in metrics.items() if not math.isfinite(v)]
-        if self.state.examples == 0:
-            strange = ["every step is left out"]
-        if strange:
-            message = f"{strange[0]} in epoch {self.state.epoch} (step {self.state.step})"
-            if self.config.non_finite == "rollback" and self.state.examples:
-                raise RollbackWanted(self.position(), self.state.step, message)
-            raise _not_finite(message)
 
     def _monitored(self, metrics: Mapping[str, float]) -> float:
         if self.config.monitor not in metrics:
@@ -406,11 +371,3 @@ class ModelTrainer:
             total_steps=total,
             eta_seconds=elapsed / done * (total - state.step) if done and elapsed > 1 else None,
         )
-
-
-def _not_finite(message: str) -> EverstepError:
-    return EverstepError(
-        Reason.NON_FINITE_LOSS,
-        f"{message}; lower the learning rate, clip gradients, or look at the data; "
-        "training.non_finite may say skip or rollback",
-    )

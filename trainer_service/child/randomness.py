@@ -47,7 +47,8 @@ def weighted_order(weights: torch.Tensor, seed: int, epoch: int) -> torch.Tensor
 def reseed(*parts: str | int) -> None:
     """Seeds the global generators of torch, numpy and Python from counters."""
     number = key(*parts)
-    torch.manual_seed(number)
+    # torch.manual_seed would seed devices, too: it notes a traceback each time where there is none.
+    torch.default_generator.manual_seed(number)
     np.random.seed(number & 0xFFFFFFFF)
     random.seed(number)
 
