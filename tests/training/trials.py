@@ -124,6 +124,9 @@ def draw_trial(draw: random.Random) -> Trial:
         "training": training,
     }
     if (scheduler := draw.choice(_SCHEDULERS)) is not None:
+        if "max_lr" in scheduler.get("args", {}) and content["optimizer"]["name"] == "Adagrad":
+            # It has no momentum that could be cycled.
+            scheduler = {**scheduler, "args": {**scheduler["args"], "cycle_momentum": False}}
         content["scheduler"] = scheduler
     stream = "stream" in data["source"]
     segments = tuple(_draw_segment(draw, stream) for _ in range(draw.randint(1, 4)))
