@@ -14,6 +14,7 @@ from control_plane.database.checkpoints import CheckpointRecord
 from control_plane.database.operations import OperationRecord
 from control_plane.states import ATTEMPT_STATES, Change, State
 from everstep.errors import EverstepError, FieldViolation, Reason
+from everstep.overrides import check_overrides
 from everstep.training.v1.checkpoint_pb2 import Checkpoint, CheckpointReference
 from everstep.training.v1.progress_pb2 import TrainingPosition, TrainingResult
 from everstep.training.v1.strategy_pb2 import StrategyOverrides, TrainingStrategy
@@ -47,6 +48,11 @@ def plan(
     epochs = merged.epochs if merged.HasField("epochs") else epochs_before
     if operation.state == State.COMPLETED:
         _check_extension(operation, overrides)
+    check_overrides(
+        TrainingStrategy.FromString(operation.strategy),
+        merged.epochs if merged.HasField("epochs") else None,
+        overrides.learning_rate if overrides.HasField("learning_rate") else None,
+    )
     checkpoint = _checkpoint(connection, operation, checkpoint_id)
     if overrides.HasField("epochs") and overrides.epochs < checkpoint.epoch:
         raise EverstepError(

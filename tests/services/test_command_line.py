@@ -43,11 +43,17 @@ def control_plane(
 
 @pytest.fixture
 def everstep(control_plane: ServiceProcess, tmp_path: Path) -> Everstep:
+    return runner(control_plane, tmp_path)
+
+
+def runner(control_plane: ServiceProcess, folder: Path) -> Everstep:
+    """Runs commands in a folder and looks at their exit codes."""
+
     def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         result = subprocess.run(
             [*EVERSTEP, *arguments],
             env=environment(control_plane.address),
-            cwd=tmp_path,
+            cwd=folder,
             capture_output=True,
             text=True,
             timeout=PATIENCE_SECONDS,
@@ -298,9 +304,10 @@ def test_a_fork_goes_its_own_way_and_diff_says_where(everstep: Everstep, tmp_pat
     strategy = write_strategy(tmp_path, "parent", 3, training=settings, checkpoint=every)
     parent = everstep("train", strategy, "--detach").stdout.strip()
     everstep("watch", parent)
-    refused = everstep("resume", parent, "--epochs", "5", code=1).stderr
+    refused = everstep("resume", parent, "--epochs", "5", code=2).stderr
     assert "CosineAnnealingLR" in refused
     assert "--from-checkpoint" in refused
+    assert "completed" in everstep("show", parent).stdout
 
     listed = [
         json.loads(line)
@@ -329,3 +336,34 @@ def test_a_fork_goes_its_own_way_and_diff_says_where(everstep: Everstep, tmp_pat
     everstep("pull", last, "-o", "forked.safetensors")
     with safetensors.safe_open(tmp_path / "forked.safetensors", "pt") as pulled:
         assert pulled.metadata()["everstep.lineage"] == "exact"
+
+
+def test_another_environment_is_refused_and_may_be_allowed(
+    make_control_plane: Callable[..., ServiceProcess],
+    make_trainer: Callable[..., ServiceProcess],
+    tmp_path: Path,
+) -> None:
+    control_plane = make_control_plane().start()
+    settings = {"EVERSTEP_CONTROL_PLANE": control_plane.address}
+    first = make_trainer("first", **settings).start()
+    everstep = runner(control_plane, tmp_path)
+    strategy = write_strategy(tmp_path, "moving", epochs=8)
+    operation = everstep("train", strategy, "--detach").stdout.strip()
+    everstep("checkpoint", operation)
+    wait_for(
+        lambda: everstep("checkpoints", "list", operation, "-o", "json").stdout, "a checkpoint"
+    )
+    everstep("cancel", operation)
+    assert first.stop() == 0
+    make_trainer("second", EVERSTEP_THREADS="2", **settings).start()
+
+    assert "threads: 1 -> 2" in everstep("resume", operation, code=1).stderr
+    everstep("resume", operation, "--allow-inexact")
+    shown = everstep("show", operation).stdout
+    marked = re.search(r"lineage +(inexact from step \d+)", shown)
+    assert marked, shown
+    assert "inexact: threads: 1 -> 2" in shown
+    assert marked[1] in everstep("checkpoints", "list", operation).stdout
+    everstep("pull", operation, "-o", "inexact.safetensors")
+    with safetensors.safe_open(tmp_path / "inexact.safetensors", "pt") as pulled:
+        assert pulled.metadata()["everstep.lineage"] == marked[1]

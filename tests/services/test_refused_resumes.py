@@ -78,7 +78,7 @@ def test_other_threads_strategy_data_or_length_are_refused(
     longer = refused(stub, strategy, checkpoint, StrategyOverrides(epochs=3))
     assert longer.reason == "INVALID_REQUEST"
     assert "CosineAnnealingLR" in longer.message
-    assert "train a strategy with 3" in longer.message
+    assert "fork it: a strategy with 3 epochs" in longer.message
 
     table.write_text("\n".join(["a,b,label", *rows[:-1], "9,9,1"]))
     changed = refused(stub, strategy, checkpoint)

@@ -114,8 +114,8 @@ def test_the_best_weights_are_what_the_held_out_data_is_evaluated_with() -> None
         trainer.state.model.load_state_dict(whole.snapshots[-1].tensors[kind])
         trainer.state.model.eval()
         with torch.no_grad():
-            outputs = trainer.state.model(data.test.inputs)
-        losses[kind] = float(trainer.loss(outputs, data.test.targets))
+            outputs = trainer.state.model(data.test.inputs.double())
+            losses[kind] = float(trainer.loss(outputs, data.test.targets.double()))
     assert len(data.test) <= config.batch_size
     assert whole.result["metrics"]["test_loss"] == losses["best_weights"]
     assert losses["best_weights"] != losses["weights"]

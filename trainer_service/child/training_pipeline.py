@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from everstep.errors import EverstepError, FieldViolation, Reason
+from everstep.overrides import check_overrides
 from everstep.strategy import strategy_content
 from everstep.training.v1.strategy_pb2 import TrainingStrategy
 from trainer_service.child.batches import keeps_its_state
@@ -28,10 +29,7 @@ from trainer_service.strategies.data import LoadedData, load_data
 from trainer_service.strategies.losses import build_loss, task_of_loss
 from trainer_service.strategies.models import build_model
 from trainer_service.strategies.optimizers import build_optimizer
-from trainer_service.strategies.schedulers import build_scheduler, schedule_depends_on_total
-
-#: Schedulers that compute every rate from limits of their own.
-_OWN_LIMITS = frozenset({"OneCycleLR", "CyclicLR"})
+from trainer_service.strategies.schedulers import build_scheduler
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,7 @@ class TrainingPipeline:
             RollbackWanted: When the strategy wants it for what is not finite.
         """
         training = strategy.training
+        check_overrides(strategy, overrides.get("epochs"), overrides.get("learning_rate"))
         torch.use_deterministic_algorithms(training.deterministic)
         forget_generators()
         task = task_of_loss(strategy.loss)
@@ -102,8 +101,7 @@ class TrainingPipeline:
             self._settings.allowed_packages,
         )
         self._data_loaded(data)
-        epochs = _epochs(strategy, overrides)
-        _check_learning_rate(strategy, overrides)
+        epochs = int(overrides.get("epochs", training.epochs))
         reseed(strategy.seed, "model")
         model = build_model(
             strategy.model, data.input_shape, data.output_size, self._settings.allowed_packages
@@ -210,22 +208,6 @@ class TrainingPipeline:
         )
 
 
-def _epochs(strategy: TrainingStrategy, overrides: Mapping[str, Any]) -> int:
-    declared = strategy.training.epochs
-    epochs = int(overrides.get("epochs", declared))
-    scheduler = strategy.scheduler if strategy.HasField("scheduler") else None
-    if epochs != declared and schedule_depends_on_total(scheduler, declared):
-        raise EverstepError(
-            Reason.INVALID_REQUEST,
-            f"the schedule {strategy.scheduler.name} is made for {declared} epochs: with {epochs} "
-            "the learning rates so far would have been others; resume with "
-            f"{declared} epochs, or fork it: a strategy with {epochs} epochs that begins with the "
-            "checkpoint (everstep train STRATEGY.yaml --from-checkpoint CHECKPOINT)",
-            violations=[FieldViolation("overrides.epochs", "the schedule depends on the total")],
-        )
-    return epochs
-
-
 def monitored_metric(strategy: TrainingStrategy, data: LoadedData) -> str:
     """The metric that decides on the best epoch and on early stopping.
 
@@ -251,15 +233,3 @@ def monitored_metric(strategy: TrainingStrategy, data: LoadedData) -> str:
         f"the strategy is refused: training.early_stopping.monitor: {description}",
         violations=[FieldViolation("training.early_stopping.monitor", description)],
     )
-
-
-def _check_learning_rate(strategy: TrainingStrategy, overrides: Mapping[str, Any]) -> None:
-    """A schedule that computes every rate from limits of its own would overwrite the override."""
-    if "learning_rate" in overrides and strategy.scheduler.name in _OWN_LIMITS:
-        raise EverstepError(
-            Reason.INVALID_REQUEST,
-            f"{strategy.scheduler.name} sets every learning rate itself, from its own limits: "
-            "learning_rate would have no effect; resume without it, or fork it with another "
-            "scheduler (everstep train STRATEGY.yaml --from-checkpoint CHECKPOINT)",
-            violations=[FieldViolation("overrides.learning_rate", "the schedule overwrites it")],
-        )

@@ -41,8 +41,6 @@ _SCHEDULERS: Final[dict[str, Any]] = {
 _COMPOSED: Final = frozenset({"SequentialLR", "ChainedScheduler"})
 #: These take a function of the epoch or step, a team's own.
 _BY_FUNCTION: Final = frozenset({"LambdaLR", "MultiplicativeLR"})
-#: Arguments that say how long the whole schedule is.
-_TOTALS: Final = {"CosineAnnealingLR": "T_max", "PolynomialLR": "total_iters"}
 
 
 def build_scheduler(
@@ -103,18 +101,3 @@ def _build(
         given = (parts,) if name == "ChainedScheduler" else (optimizer, parts)
     scheduler: Scheduler = call_with(f"{field}.args", _SCHEDULERS[name], given, arguments)
     return scheduler
-
-
-def schedule_depends_on_total(declaration: SchedulerDeclaration | None, epochs: int) -> bool:
-    """Whether the learning rates up to an epoch would be others with more epochs in all."""
-    if declaration is None:
-        return False
-    if declaration.name == "OneCycleLR":
-        return True
-    if any(schedule_depends_on_total(part, epochs) for part in declaration.schedulers):
-        return True
-    total = _TOTALS.get(declaration.name)
-    arguments = plain_arguments(declaration.args)
-    if total is None:
-        return False
-    return declaration.interval == "step" or arguments.get(total) == epochs
