@@ -15,6 +15,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from everstep.errors import EverstepError
 from tests.training.trials import describe, draw_trial, run_in_a_folder
 
 
@@ -38,7 +39,7 @@ def work(seed: int, number: int, workers: int, deadline: float, counts: Counts) 
         try:
             outcome = run_in_a_folder(trial)
             kills, fault = outcome.kills, ", ".join(outcome.differences)
-        except Exception as error:
+        except (AssertionError, OSError, EverstepError) as error:
             kills, fault = 0, f"{type(error).__name__}: {error}"
         with counts.lock:
             counts.trials += 1
@@ -62,6 +63,10 @@ def main() -> int:
     seed = secrets.randbelow(10**9) if arguments.seed is None else arguments.seed
     # More data loading workers than cores are meant.
     os.environ["PYTHONWARNINGS"] = "ignore"
+    # What killed processes and their loaders say at their end is of no use on the terminal.
+    os.makedirs("build", exist_ok=True)
+    with open("build/soak.log", "wb") as log:
+        os.dup2(log.fileno(), sys.stderr.fileno())
     print(f"seed {seed}, {arguments.minutes:g} minutes, {arguments.workers} at a time", flush=True)
     deadline = time.monotonic() + arguments.minutes * 60
     counts = Counts()
