@@ -8,6 +8,7 @@ import signal
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 
 from everstep.training.v1.progress_pb2 import TrainingProgress
@@ -201,6 +202,18 @@ def test_an_interrupt_is_not_for_it(start: StartProcess) -> None:
     process.until_snapshot(2)
     os.kill(process.process.pid, signal.SIGINT)
     assert isinstance(process.run(), Finished)
+
+
+def test_its_loading_workers_end_with_it(start: StartProcess) -> None:
+    """Also when it is killed: their parent is a fork server, which would last for ever."""
+    process = start()
+    process.train(strategies.digits(data={"workers": 2}))
+    process.until_snapshot(1)
+    descendants = psutil.Process(process.process.pid).children(recursive=True)
+    assert len(descendants) >= 3
+    process.kill()
+    _, alive = psutil.wait_procs(descendants, timeout=30)
+    assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_without_its_trainer_it_ends(start: StartProcess) -> None:

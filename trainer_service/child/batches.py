@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import select
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -72,51 +77,81 @@ def batch_count(examples: int, batch_size: int) -> int:
     return -(-examples // batch_size)
 
 
-def epoch_batches(
-    examples: Any,
-    *,
-    seed: int,
-    epoch: int,
-    batch_size: int,
-    start: int,
-    workers: int,
-    weighted: bool = False,
-    dtype: torch.dtype = torch.float32,
-) -> Iterator[Batch]:
-    """The batches of an epoch from number `start` on, as (inputs, targets).
+class ExampleLoader:
+    """The batches of a training, epoch by epoch, each from any position on.
+
+    Worker processes last for all epochs, and end with this process, however it ends.
 
     Args:
-        dtype: Of inputs and targets that are floating-point numbers.
+        examples: A data set, or a stream.
+        seed: The strategy's.
+        batch_size: Of every batch but an epoch's last.
+        workers: Processes that load; 0: this one.
         weighted: Whether examples are drawn by their `sample_weights`, with replacement.
+        dtype: Of inputs and targets that are floating-point numbers.
     """
-    if is_stream(examples):
-        stream = _stream_batches(examples, seed, epoch, batch_size, start)
-        return (_cast(batch, dtype) for batch in stream)
-    if weighted:
-        order = weighted_order(examples.sample_weights, seed, epoch).tolist()
-    else:
-        order = epoch_order(len(examples), seed, epoch).tolist()
-    requests = [
-        BatchRequest(epoch, first // batch_size, first, tuple(order[first : first + batch_size]))
-        for first in range(start * batch_size, len(order), batch_size)
-    ]
-    loader: DataLoader[Batch] = DataLoader(
-        EpochExamples(examples, seed),
-        sampler=requests,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        # Of its own: iterating a DataLoader draws from its generator.
-        generator=generator(seed, "loader", epoch),
-        multiprocessing_context="forkserver" if workers else None,
-    )
-    return (_cast(batch, dtype) for batch in loader)
+
+    def __init__(
+        self,
+        examples: Any,
+        *,
+        seed: int,
+        batch_size: int,
+        workers: int = 0,
+        weighted: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._examples = examples
+        self._seed = seed
+        self._batch_size = batch_size
+        self._weighted = weighted
+        self._dtype = dtype
+        #: What is asked for in the epoch that is under way; the loader reads it anew each time.
+        self._requests: list[BatchRequest] = []
+        self._loader: DataLoader[Batch] | None = None
+        if not is_stream(examples):
+            self._loader = self._open(workers)
+
+    def epoch(self, epoch: int, start: int) -> Iterator[Batch]:
+        """The batches of an epoch from number `start` on, as (inputs, targets)."""
+        seed, size = self._seed, self._batch_size
+        if self._loader is None:
+            stream = _stream_batches(self._examples, seed, epoch, size, start)
+            return (_cast(batch, self._dtype) for batch in stream)
+        if self._weighted:
+            order = weighted_order(self._examples.sample_weights, seed, epoch).tolist()
+        else:
+            order = epoch_order(len(self._examples), seed, epoch).tolist()
+        self._requests[:] = [
+            BatchRequest(epoch, first // size, first, tuple(order[first : first + size]))
+            for first in range(start * size, len(order), size)
+        ]
+        return (_cast(batch, self._dtype) for batch in self._loader)
+
+    def _open(self, workers: int) -> DataLoader[Batch]:
+        context = None
+        if workers:
+            context = multiprocessing.get_context("forkserver")
+            # Workers are forked of a process that has imported this already.
+            context.set_forkserver_preload([__name__])
+        return DataLoader(
+            EpochExamples(self._examples, self._seed),
+            sampler=self._requests,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            # Of its own: iterating a DataLoader draws from its generator.
+            generator=generator(self._seed, "loader"),
+            multiprocessing_context=context,
+            persistent_workers=workers > 0,
+            worker_init_fn=partial(_end_with, os.getpid()),
+        )
 
 
 def evaluation_batches(
     examples: Any, batch_size: int, dtype: torch.dtype = torch.float32
 ) -> Iterator[Batch]:
-    """All examples in their own order; as `epoch_batches`."""
+    """All examples in their own order; as `ExampleLoader`."""
     for first in range(0, len(examples), batch_size):
         last = min(first + batch_size, len(examples))
         yield _cast(_stacked(examples[index] for index in range(first, last)), dtype)
@@ -158,6 +193,23 @@ def _stacked(examples: Any) -> Batch:
 def _cast(batch: Batch, dtype: torch.dtype) -> Batch:
     inputs, targets = (part.to(dtype) if part.is_floating_point() else part for part in batch)
     return inputs, targets
+
+
+def _end_with(process_id: int, _worker: int) -> None:
+    """Ends this worker when the training process is gone, which is not its parent.
+
+    The parent is the fork server, which lasts as long as its workers do.
+    """
+    try:
+        watched = os.pidfd_open(process_id)
+    except ProcessLookupError:
+        os._exit(1)
+
+    def wait() -> None:
+        select.select([watched], [], [])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from everstep.errors import EverstepError, Reason
-from trainer_service.child.batches import Batch, batch_count, epoch_batches
+from trainer_service.child.batches import Batch, ExampleLoader, batch_count
 from trainer_service.child.cadence import CheckpointCadence
 from trainer_service.child.early_stopping import EarlyStopping
 from trainer_service.child.evaluation import evaluate
@@ -138,12 +138,21 @@ class ModelTrainer:
             EverstepError: NON_FINITE_LOSS.
         """
         state = self.state
-        self._batches = batch_count(len(examples), self.config.batch_size)
+        config = self.config
+        self._batches = batch_count(len(examples), config.batch_size)
+        loader = ExampleLoader(
+            examples,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            weighted=config.weighted,
+            dtype=weights_type(config.precision),
+        )
         self._began, self._first_step = time.monotonic(), state.step
         self._report(PhaseChanged("TRAINING"))
         try:
-            while state.epoch < self.config.epochs and not state.early_stopping.stopped:
-                self._train_epoch(examples)
+            while state.epoch < config.epochs and not state.early_stopping.stopped:
+                self._train_epoch(loader)
                 self._end_epoch(validation)
                 self._between_steps(epochs_done=state.epoch)
         except TrainingStopped as stopped:
@@ -163,7 +172,7 @@ class ModelTrainer:
             steps=state.step,
             stopped_early=state.early_stopping.stopped,
             stop_reason=state.early_stopping.reason,
-            monitor=self.config.monitor,
+            monitor=config.monitor,
             best_value=state.best.value,
             best_epoch=state.best.epoch,
         )
@@ -172,22 +181,14 @@ class ModelTrainer:
         """The state between two optimizer steps; its tensors are the live ones."""
         return self.state.capture(self.config.request)
 
-    def _train_epoch(self, examples: Any) -> None:
+    def _train_epoch(self, loader: ExampleLoader) -> None:
         """From the epoch's next batch to its last."""
-        config, state = self.config, self.state
+        state = self.state
         self._epoch_began = time.monotonic()
-        batches = epoch_batches(
-            examples,
-            seed=config.seed,
-            epoch=state.epoch,
-            batch_size=config.batch_size,
-            start=state.batch,
-            workers=config.workers,
-            weighted=config.weighted,
-            dtype=weights_type(config.precision),
-        )
+        batches = loader.epoch(state.epoch, state.batch)
         while state.batch < self._batches:
-            self._take_step(batches, min(config.accumulate, self._batches - state.batch))
+            group = min(self.config.accumulate, self._batches - state.batch)
+            self._take_step(batches, group)
             if state.batch < self._batches:
                 self._between_steps(epochs_done=None)
 
