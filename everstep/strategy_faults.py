@@ -22,10 +22,12 @@ _WHOLE: Final = frozenset(
 _UNSIGNED: Final = frozenset({FieldDescriptor.TYPE_UINT32, FieldDescriptor.TYPE_UINT64})
 _LONG: Final = frozenset({FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_UINT64})
 _STRUCT: Final = "google.protobuf.Struct"
+#: Protobuf reads no message that is nested much deeper.
+_MAX_DEPTH: Final = 24
 
 
 def find_faults(
-    content: dict[Any, Any], descriptor: Descriptor, path: str = ""
+    content: dict[Any, Any], descriptor: Descriptor, path: str = "", depth: int = 0
 ) -> Iterator[FieldViolation]:
     """Every unknown key and every wrong type in plain content, named by its path.
 
@@ -33,7 +35,11 @@ def find_faults(
         content: As YAML or JSON gave it.
         descriptor: Of the message that it is meant to be.
         path: Where the content stands, as in `optimizer`.
+        depth: How many messages it is in.
     """
+    if depth > _MAX_DEPTH:
+        yield FieldViolation(_shortened(path), "nested too deeply")
+        return
     known = {field.name: field for field in descriptor.fields}
     for name, value in content.items():
         place = f"{path}.{name}" if path else str(name)
@@ -41,27 +47,31 @@ def find_faults(
         if field is None:
             yield FieldViolation(place, f"unknown key{_nearest(str(name), list(known))}")
         elif field.is_repeated:
-            yield from _list_faults(value, field, place)
+            yield from _list_faults(value, field, place, depth)
         else:
-            yield from _value_faults(value, field, place)
+            yield from _value_faults(value, field, place, depth)
 
 
-def _list_faults(value: Any, field: FieldDescriptor, place: str) -> Iterator[FieldViolation]:
+def _list_faults(
+    value: Any, field: FieldDescriptor, place: str, depth: int
+) -> Iterator[FieldViolation]:
     if not isinstance(value, list):
         yield _expected("a list", value, place)
         return
     for index, item in enumerate(value):
-        yield from _value_faults(item, field, f"{place}[{index}]")
+        yield from _value_faults(item, field, f"{place}[{index}]", depth)
 
 
-def _value_faults(value: Any, field: FieldDescriptor, place: str) -> Iterator[FieldViolation]:
+def _value_faults(
+    value: Any, field: FieldDescriptor, place: str, depth: int
+) -> Iterator[FieldViolation]:
     if field.message_type is not None:
         if not isinstance(value, dict):
             yield _expected("a mapping", value, place)
         elif field.message_type.full_name == _STRUCT:
-            yield from _argument_faults(value, place)
+            yield from _argument_faults(value, place, depth)
         else:
-            yield from find_faults(value, field.message_type, place)
+            yield from find_faults(value, field.message_type, place, depth + 1)
     elif field.type == FieldDescriptor.TYPE_STRING:
         if not isinstance(value, str):
             yield _expected("a text", value, place)
@@ -81,17 +91,19 @@ def _value_faults(value: Any, field: FieldDescriptor, place: str) -> Iterator[Fi
         yield _expected("a number", value, place)
 
 
-def _argument_faults(value: Any, place: str) -> Iterator[FieldViolation]:
+def _argument_faults(value: Any, place: str, depth: int) -> Iterator[FieldViolation]:
     """Arguments are free in their names, but hold only what a message can carry."""
-    if isinstance(value, dict):
+    if depth > _MAX_DEPTH:
+        yield FieldViolation(_shortened(place), "nested too deeply")
+    elif isinstance(value, dict):
         for name, item in value.items():
             if isinstance(name, str):
-                yield from _argument_faults(item, f"{place}.{name}")
+                yield from _argument_faults(item, f"{place}.{name}", depth + 1)
             else:
                 yield _expected("a text as key", name, place)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _argument_faults(item, f"{place}[{index}]")
+            yield from _argument_faults(item, f"{place}[{index}]", depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         yield _expected("a finite number", value, place)
     elif value is not None and not isinstance(value, bool | int | float | str):
@@ -101,6 +113,10 @@ def _argument_faults(value: Any, place: str) -> Iterator[FieldViolation]:
 def _expected(wanted: str, value: Any, place: str) -> FieldViolation:
     got = "nothing" if value is None else repr(value)
     return FieldViolation(place, f"expected {wanted}, got {got[:60]}")
+
+
+def _shortened(place: str) -> str:
+    return place if len(place) <= 60 else f"{place[:57]}..."
 
 
 def _nearest(name: str, known: list[str]) -> str:

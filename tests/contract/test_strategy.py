@@ -164,3 +164,16 @@ def test_defaults_are_filled_in() -> None:
     assert resolved.training.accumulate == 1
     assert (resolved.data.split.train, resolved.data.split.test) == (0.7, 0.15)
     assert resolve_strategy(TrainingStrategy()).checkpoint.keep_best == 1
+
+
+@pytest.mark.parametrize("depth", [40, 3000])
+@pytest.mark.parametrize("where", ["scheduler", "model.args.value"])
+def test_what_is_nested_too_deeply_is_refused(depth: int, where: str) -> None:
+    value: Any = {"name": "StepLR"}
+    for _ in range(depth):
+        key = "schedulers" if where == "scheduler" else "value"
+        value = {"name": "ChainedScheduler", key: [value]}
+    with pytest.raises(EverstepError, match="nested too deeply") as refused:
+        parse_strategy(changed(where, value))
+    assert refused.value.reason is Reason.INVALID_STRATEGY
+    assert len(refused.value.message) < 300

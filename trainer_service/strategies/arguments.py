@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
@@ -14,6 +15,7 @@ from google.protobuf.struct_pb2 import Struct
 from everstep.errors import EverstepError, FieldViolation, Reason
 
 T = TypeVar("T")
+_OWN: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def refused(field: str, description: str) -> EverstepError:
@@ -77,7 +79,7 @@ def call_with(
 
 def is_own(name: str) -> bool:
     """Whether a name is that of a team's own code, `package.module:factory`."""
-    return ":" in name and not name.startswith("builtin:")
+    return _OWN.fullmatch(name) is not None and not name.startswith("builtin:")
 
 
 def import_own(field: str, name: str, allowed_packages: tuple[str, ...]) -> Any:
