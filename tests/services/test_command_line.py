@@ -100,7 +100,7 @@ def test_detach_watch_cancel_resume_pull_and_diff(
     shown += training.stderr.readlines()
     assert training.wait(PATIENCE_SECONDS) == 0
     said = re.search(r"everstep watch (op-\w+) --after (\d+)", "".join(shown))
-    assert said, shown
+    assert said, "".join(shown)
     operation, after = said[1], int(said[2])
 
     everstep("cancel", operation)
