@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -143,12 +147,14 @@ def follow(client: Client, operation_id: str, after: int, output: OutputFormat) 
                 )
 
         try:
-            for event in client.watch(operation_id, after, interrupted):
-                last = max(last, event.sequence)
-                if output is OutputFormat.JSON:
-                    print_json(event)
-                else:
-                    display.show(event)
+            with _interruptible() as check_interrupt:
+                for event in client.watch(operation_id, after, interrupted):
+                    last = max(last, event.sequence)
+                    if output is OutputFormat.JSON:
+                        print_json(event)
+                    else:
+                        display.show(event)
+                    check_interrupt()
         except KeyboardInterrupt:
             display.message(
                 f"detached from {operation_id}; it goes on.\n"
@@ -215,6 +221,31 @@ def _detached_or_watched(
             f"[bold]{escape(operation.display_name)}[/] is operation [bold cyan]{name}[/]"
         )
     follow(client, name, after, output)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], None]]:
+    """Ctrl-C raises KeyboardInterrupt, at the latest when what is yielded is called.
+
+    An exception raised by a signal is lost where Python cannot raise it (in a finaliser or a
+    callback of C code).
+    """
+    interrupted = False
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -82,7 +82,7 @@ def write_strategy(folder: Path, name: str, epochs: int, **changes: Any) -> str:
 def test_detach_watch_cancel_resume_pull_and_diff(
     control_plane: ServiceProcess, everstep: Everstep, tmp_path: Path
 ) -> None:
-    strategy = write_strategy(tmp_path, "digits", epochs=15)
+    strategy = write_strategy(tmp_path, "digits", epochs=30)
     training = subprocess.Popen(
         [*EVERSTEP, "train", strategy, "--name", "mine", "--label", "team=vision"],
         env=environment(control_plane.address),
@@ -292,7 +292,7 @@ def test_the_demo_says_so_when_the_bytes_differ(tmp_path: Path) -> None:
         if line.endswith(("same", "DIFFERENT"))
     }
     assert compared.pop("weights") == "DIFFERENT"
-    assert set(compared) == {"best_weights", "history", "optimizer", "progress", "state"}
+    assert set(compared) == {"best_weights", "history", "optimizer", "progress", "state", "trace"}
     assert set(compared.values()) == {"same"}
     assert "signal SIGKILL" in result.stderr
     assert "the trainer has ended" in result.stderr
