@@ -44,6 +44,8 @@ def read_strategy(path: Path) -> strategy_pb2.TrainingStrategy:
     except yaml.YAMLError as error:
         place = " ".join(str(error).split())
         raise _refused(f"{path} is not valid YAML: {place}") from None
+    except RecursionError:
+        raise _refused(f"{path} is nested too deeply") from None
     return parse_strategy(content)
 
 

@@ -166,14 +166,36 @@ def test_defaults_are_filled_in() -> None:
     assert resolve_strategy(TrainingStrategy()).checkpoint.keep_best == 1
 
 
-@pytest.mark.parametrize("depth", [40, 3000])
-@pytest.mark.parametrize("where", ["scheduler", "model.args.value"])
-def test_what_is_nested_too_deeply_is_refused(depth: int, where: str) -> None:
-    value: Any = {"name": "StepLR"}
-    for _ in range(depth):
-        key = "schedulers" if where == "scheduler" else "value"
-        value = {"name": "ChainedScheduler", key: [value]}
+@pytest.mark.parametrize(
+    ("place", "inner"),
+    [("scheduler", "{name: StepLR}"), ("model", "1"), ("unknown", "1")],
+)
+@pytest.mark.parametrize("depth", [40, 5000])
+def test_what_is_nested_too_deeply_is_refused(
+    tmp_path: Path, place: str, inner: str, depth: int
+) -> None:
+    path = tmp_path / "strategy.yaml"
+    opening = "{name: a, schedulers: [" if place == "scheduler" else "{args: ["
+    path.write_text(f"{place}: {opening * depth}{inner}{']}' * depth}")
     with pytest.raises(EverstepError, match="nested too deeply") as refused:
-        parse_strategy(changed(where, value))
+        read_strategy(path)
     assert refused.value.reason is Reason.INVALID_STRATEGY
     assert len(refused.value.message) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: &itself {a: *itself}", "name: nested too deeply"),
+        (
+            "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1]\n"
+            + "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 8}]\n" for n in range(1, 12)),
+            "too many values",
+        ),
+    ],
+)
+def test_aliases_that_never_end_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "strategy.yaml"
+    path.write_text(text)
+    with pytest.raises(EverstepError, match=said):
+        read_strategy(path)

@@ -122,6 +122,23 @@ async def refused(call: Awaitable[Any]) -> EverstepError:
     raise AssertionError(f"not refused: {answer}")
 
 
+def assert_whole(events: list[OperationEvent]) -> None:
+    """Sequences without a gap; indexes without a gap within each attempt."""
+    durable = [event for event in events if event.sequence]
+    assert [event.sequence for event in durable] == list(range(1, len(durable) + 1))
+    by_attempt: dict[int, list[int]] = {}
+    for event in durable:
+        if event.HasField("progress"):
+            by_attempt.setdefault(event.progress.attempt, []).append(event.progress.index)
+    for indexes in by_attempt.values():
+        assert indexes == list(range(1, len(indexes) + 1))
+
+
+def changes(events: list[OperationEvent]) -> list[str]:
+    """Why the state changed, each time."""
+    return [event.state_changed.reason for event in events if event.HasField("state_changed")]
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresProcess]:
     process = PostgresProcess()

@@ -15,7 +15,7 @@ from everstep.rpc import serving
 from everstep.rpc.options import open_channel
 from everstep.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 from everstep.training.v1 import progress_pb2
-from everstep.training.v1.checkpoint_pb2 import Checkpoint
+from everstep.training.v1.checkpoint_pb2 import Checkpoint, CheckpointReference
 from everstep.training.v1.progress_pb2 import TrainingProgress
 
 T = TypeVar("T")
@@ -82,6 +82,22 @@ class ScriptedTraining:
             step=10 * (number + 1),
             fraction=(number + 1) / 10,
             epoch_completed={"epoch": number, "metrics": metrics, "learning_rate": 0.1},
+        )
+
+    def checkpoint(self, step: int) -> Checkpoint:
+        """A checkpoint of this attempt that only the registry knows."""
+        checkpoint_id = f"ck-{self.operation_id}-{self.attempt}-{step}"
+        return Checkpoint(
+            reference=CheckpointReference(
+                checkpoint_id=checkpoint_id,
+                manifest_key=f"operations/{self.operation_id}/attempts/{self.attempt}"
+                f"/checkpoints/{checkpoint_id}.json",
+                manifest_digest="0" * 64,
+            ),
+            operation_id=self.operation_id,
+            attempt=self.attempt,
+            epoch=step // 10,
+            step=step,
         )
 
     def commit(self, checkpoint: Checkpoint) -> None:

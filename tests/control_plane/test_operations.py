@@ -24,7 +24,6 @@ from everstep.trainer.v1.trainer_pb2 import ResumeTrainingRequest
 from everstep.training.v1.strategy_pb2 import StrategyOverrides
 from tests.control_plane.conftest import Client, refused, strategy
 from tests.control_plane.scripted_trainer import ScriptedTrainer, ScriptedTraining
-from tests.control_plane.test_dispatch import checkpoint
 from tests.services.processes import ServiceProcess
 
 
@@ -33,7 +32,7 @@ async def failed_operation(client: Client, trainer: ScriptedTrainer) -> tuple[st
     trainer.script = lambda _training: None
     operation_id = await client.create()
     training = await trainer.begun(operation_id)
-    committed = [checkpoint(training, 10), checkpoint(training, 20)]
+    committed = [training.checkpoint(10), training.checkpoint(20)]
     for each in committed:
         training.commit(each)
     training.fail(Reason.NON_FINITE_LOSS, "loss is nan")
@@ -208,7 +207,7 @@ async def test_a_named_checkpoint_is_used_until_the_resume_has_its_own(
     # Lost before it had a checkpoint: the named one again, not the newer one of before.
     third = await trainer.begun(operation_id, 3)
     assert third.request.checkpoint.checkpoint_id == older
-    own = checkpoint(third, 15)
+    own = third.checkpoint(15)
     third.commit(own)
     third.fail(Reason.TRAINER_RESTARTED, restartable=True)
     fourth = await trainer.begun(operation_id, 4)
@@ -245,7 +244,7 @@ async def test_overrides_are_recorded_and_the_learning_rate_is_set_once(
     second.fail(Reason.TRAINER_RESTARTED, restartable=True)
     third = await trainer.begun(operation_id, 3)
     assert third.request.overrides == StrategyOverrides(epochs=9, learning_rate=0.01)
-    third.commit(checkpoint(third, 30))
+    third.commit(third.checkpoint(30))
     third.fail(Reason.TRAINER_RESTARTED, restartable=True)
     # This checkpoint holds the new learning rate, and what the scheduler has made of it since.
     fourth = await trainer.begun(operation_id, 4)
@@ -259,7 +258,7 @@ async def test_a_completed_operation_is_resumed_only_with_more_epochs(
 ) -> None:
     operation_id = await client.create()
     training = await trainer.begun(operation_id)
-    training.commit(checkpoint(training, 100))
+    training.commit(training.checkpoint(100))
     training.complete(epochs=3)
     await client.until_state(operation_id, OPERATION_STATE_COMPLETED)
     for overrides in (None, {"epochs": 3}, {"learning_rate": 0.1}):
