@@ -114,6 +114,8 @@ def test_data_and_names_that_the_trainer_refuses(
     assert "nowhere.csv" in refused("data.source", data=missing, **table)
     outside = {"source": "../secret.csv", "target": "label"}
     refused("data.source", data=outside, **table)
+    address = {"source": "s3://bucket/table.csv", "target": "label"}
+    assert "data root" in refused("data.source", data=address, **table)
     assert "a, b" in refused(
         "data.target", data={"source": "table.csv", "target": "label"}, **table
     )

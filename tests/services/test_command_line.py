@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,15 @@ import psutil
 import pytest
 import safetensors
 import safetensors.torch
+import typer
 import yaml
 
 from checkpoint_store.digests import kind_digest, tensor_digest
-from everstep.strategy import strategy_content
+from everstep.cli.console import OutputFormat
+from everstep.cli.train import follow
+from everstep.client import Client
+from everstep.control.v1.operations_pb2 import OperationEvent
+from everstep.strategy import read_strategy, strategy_content
 from tests.services.processes import PATIENCE_SECONDS, ServiceProcess, wait_for
 from tests.services.strategies import digits
 
@@ -153,6 +158,33 @@ def test_detach_watch_cancel_resume_pull_and_diff(
     assert int(usage["checkpoints"]) >= 3
     assert "would remove" in everstep("gc", "--dry-run").stdout
     assert "trainer-1" in everstep("trainers").stdout
+
+
+class LosesTheInterrupt:
+    """Ctrl-C comes in a finaliser, out of which no exception can get."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+class ClientThatLosesTheInterrupt(Client):
+    def watch(self, *arguments: Any, **named: Any) -> Iterator[OperationEvent]:
+        for event in super().watch(*arguments, **named):
+            if event.progress.HasField("epoch_completed"):
+                LosesTheInterrupt()
+            yield event
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_is_heard_wherever_it_comes(
+    control_plane: ServiceProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strategy = read_strategy(Path(write_strategy(tmp_path, "digits", epochs=30)))
+    with ClientThatLosesTheInterrupt(control_plane.address) as client:
+        operation = client.create_operation(strategy).operation_id
+        with pytest.raises(typer.Exit):
+            follow(client, operation, 0, OutputFormat.TABLE)
+    assert f"detached from {operation}" in capsys.readouterr().err
 
 
 def test_what_is_refused_is_said_in_one_line(everstep: Everstep, tmp_path: Path) -> None:
