@@ -77,37 +77,41 @@ class BlobLayout:
 
 
 @dataclass(frozen=True)
-class StateLayout:
-    """A whole state in a slot."""
+class GroupLayout:
+    """Tensors of one kind in a slot."""
 
     blobs: tuple[BlobLayout, ...]
+    #: Of the slot, with what stands before them.
     total_bytes: int
 
 
-def plan_state(
-    groups: Mapping[str, Sequence[TensorSpec]], max_blob_bytes: int = DEFAULT_MAX_BLOB_BYTES
-) -> StateLayout:
-    """Places the tensors of each kind in files, one after another.
+def plan_group(
+    kind: str,
+    specs: Sequence[TensorSpec],
+    offset: int = 0,
+    max_blob_bytes: int = DEFAULT_MAX_BLOB_BYTES,
+) -> GroupLayout:
+    """Places tensors of one kind in files, one after another.
 
     The same specs give the same bytes of headers, whatever their order. A tensor larger than
-    `max_blob_bytes` has a file of its own; a kind without tensors has none.
+    `max_blob_bytes` has a file of its own; no tensors have none.
 
     Args:
-        groups: The tensors by kind, as in `weights`.
+        kind: As in `weights`.
+        specs: The tensors.
+        offset: Bytes of the slot that are taken; `total_bytes` includes them.
         max_blob_bytes: Bytes of tensors in one file.
 
     Raises:
-        ValueError: For an unknown dtype, a negative size, or a name given twice in a kind.
+        ValueError: For an unknown dtype, a negative size, or a name given twice.
     """
     blobs: list[BlobLayout] = []
-    total = 0
-    for kind, specs in groups.items():
-        for chunk in _chunks(_sorted_specs(kind, specs), max_blob_bytes):
-            offset = align(total)
-            blob = _place(kind, offset, chunk)
-            blobs.append(blob)
-            total = offset + blob.length
-    return StateLayout(tuple(blobs), total)
+    total = offset
+    for chunk in _chunks(_sorted_specs(kind, specs), max_blob_bytes):
+        blob = _place(kind, align(total), chunk)
+        blobs.append(blob)
+        total = blob.offset + blob.length
+    return GroupLayout(tuple(blobs), total)
 
 
 def align(offset: int) -> int:

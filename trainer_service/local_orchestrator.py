@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from typing import Final
 
 import structlog
 
-from everstep.errors import Reason
+from everstep.errors import EverstepError, Reason
 from everstep.training.v1.progress_pb2 import (
     Phase,
     PhaseChanged,
@@ -16,6 +18,7 @@ from everstep.training.v1.progress_pb2 import (
     TrainingRestarted,
 )
 from trainer_service.child.pipe import (
+    MEMORY,
     Accepted,
     Cancel,
     Failed,
@@ -23,6 +26,10 @@ from trainer_service.child.pipe import (
     Restored,
     Shutdown,
     SlotContent,
+    SlotsReady,
+    SlotsWanted,
+    SnapshotBegun,
+    SnapshotHandedOver,
     SnapshotReleased,
     SnapshotTaken,
     TakeCheckpoint,
@@ -36,7 +43,9 @@ from trainer_service.slots import MemorySlots
 _log = structlog.get_logger(__name__)
 
 #: Seconds a process that closed its pipe has to be gone by itself.
-EXIT_PATIENCE_SECONDS = 10.0
+EXIT_PATIENCE_SECONDS: Final = 10.0
+#: The most that a new process is put off.
+MAX_BACKOFF_SECONDS: Final = 30.0
 
 
 class LocalTrainingOrchestrator:
@@ -63,15 +72,20 @@ class LocalTrainingOrchestrator:
         self.discarded = asyncio.Event()
         self._expected_digests: Mapping[str, str] | None = None
         self._accepted: Accepted | None = None
-        #: The newest that this attempt took.
-        self._snapshot: SnapshotTaken | None = None
-        self._unreleased: set[int] = set()
-        self._slot_released = asyncio.Event()
+        #: What this attempt took, by slot, as far as it is complete.
+        self._taken: dict[int, SnapshotTaken] = {}
+        #: Slots on their way to the store.
+        self._held: set[int] = set()
+        #: The newest snapshot, where it is to become a checkpoint and another is on its way.
+        self._waiting: SnapshotTaken | None = None
+        #: Whether a checkpoint was asked for and is not on its way yet.
+        self._requested = False
 
     async def run(
         self,
         train: Train,
         snapshot_taken: Callable[[SnapshotTaken], None],
+        prepare: Callable[[int], Awaitable[None]],
         resume_context: SlotContent | None = None,
         digests: Mapping[str, str] | None = None,
     ) -> Finished | Failed:
@@ -79,15 +93,19 @@ class LocalTrainingOrchestrator:
 
         Args:
             train: What to train.
-            snapshot_taken: Called with each snapshot that is to become a checkpoint.
+            snapshot_taken: Called with each snapshot that is to become a checkpoint; its slot is
+                left alone until `release`.
+            prepare: Called with the bytes of a snapshot before the first step; makes the slots.
             resume_context: The snapshot to go on from; None trains from the beginning.
             digests: Of the resume context by kind; what the process restores is held against them.
         """
         restarts = 0
         self._expected_digests = digests
+        self._snapshot_taken, self._prepare = snapshot_taken, prepare
         while not self.discarded.is_set():
-            outcome, cause = await self._run_process(train, snapshot_taken, resume_context)
+            outcome, cause = await self._run_process(train, resume_context)
             if outcome is not None:
+                self._hand_over_waiting()
                 return outcome
             if self.discarded.is_set():
                 break
@@ -108,12 +126,14 @@ class LocalTrainingOrchestrator:
         """What the next process is told: what the last one accepted, it need not prove again."""
         if self._accepted is not None:
             train = replace(train, lineage=self._accepted.lineage, fingerprint={}, replay=None)
-        if self._snapshot is not None and self._slots.newest is not resume_context:
+        newest = self._slots.newest
+        taken = None if newest is None else self._taken.get(newest.slot)
+        if taken is not None and newest is not resume_context:
             train = replace(
                 train,
-                fingerprint=self._snapshot.fingerprint,
-                data_digest=self._snapshot.data_digest,
-                lineage=self._snapshot.lineage,
+                fingerprint=taken.fingerprint,
+                data_digest=taken.data_digest,
+                lineage=taken.lineage,
                 replay=None,
                 forked_from={},
             )
@@ -138,30 +158,26 @@ class LocalTrainingOrchestrator:
 
     async def take_checkpoint(self) -> None:
         """Asks for a checkpoint after the current step."""
+        self._requested = True
         if self._child is not None:
             await self._child.send(TakeCheckpoint())
 
-    async def release(self, slot: int, stored: bool) -> None:
-        """Says that a snapshot's slot may be written again."""
-        self._unreleased.discard(slot)
-        self._slot_released.set()
+    async def release(self, slot: int) -> None:
+        """Says that a snapshot's slot is read no more."""
+        self._held.discard(slot)
         if self._child is not None:
-            await self._child.send(SnapshotReleased(slot, stored))
+            await self._child.send(SnapshotReleased(slot))
+
+    @property
+    def newer_waits(self) -> bool:
+        """Whether a snapshot waits for the one before it to be stored, or given up."""
+        return self._waiting is not None
 
     async def _run_process(
-        self,
-        train: Train,
-        snapshot_taken: Callable[[SnapshotTaken], None],
-        resume_context: SlotContent | None,
+        self, train: Train, resume_context: SlotContent | None
     ) -> tuple[Finished | Failed | None, str]:
         """One process from its start to its end: its last word, if it had one, and how it died."""
-        # A new process knows only of the slot that it goes on from.
-        keep = set() if resume_context is None else {resume_context.slot}
-        while self._unreleased - keep:
-            self._slot_released.clear()
-            await self._slot_released.wait()
         child = await self._spares.take()
-        self._child = child
         try:
             await self._progress.publish(
                 TrainingProgress(
@@ -170,14 +186,8 @@ class LocalTrainingOrchestrator:
                     )
                 )
             )
-            await child.train(replace(train, resume=resume_context), self._slots.descriptors)
-            for slot in keep - self._unreleased:
-                await child.send(SnapshotReleased(slot, stored=True))
-            if self.discarded.is_set():
-                await child.stop()
-            elif self._ending is not None:
-                await child.send(self._ending)
-            outcome = await self._follow(child, snapshot_taken)
+            await self._begin(child, replace(train, resume=resume_context))
+            outcome = await self._follow(child)
             try:
                 cause = await asyncio.wait_for(child.wait(), EXIT_PATIENCE_SECONDS)
             except TimeoutError:
@@ -188,19 +198,39 @@ class LocalTrainingOrchestrator:
             if child.alive:
                 await child.stop()
 
-    async def _follow(
-        self, child: ChildProcess, snapshot_taken: Callable[[SnapshotTaken], None]
-    ) -> Finished | Failed | None:
+    async def _begin(self, child: ChildProcess, train: Train) -> None:
+        """Says `Train`, and then what was said to this attempt before there was this process."""
+        if not self._held:
+            self._hand_over_waiting()
+        held = tuple(sorted(self._held))
+        waiting = "" if self._waiting is None else self._waiting.trigger
+        await child.train(replace(train, held=held, waiting=waiting), self._slots.descriptors)
+        self._child = child
+        for slot in held:
+            if slot not in self._held:
+                await child.send(SnapshotReleased(slot))
+        if self._requested and waiting != "REQUESTED":
+            await child.send(TakeCheckpoint())
+        if self.discarded.is_set():
+            await child.stop()
+        elif self._ending is not None:
+            await child.send(self._ending)
+
+    async def _follow(self, child: ChildProcess) -> Finished | Failed | None:
         """Passes on what a process says, up to its last word; None when it has none."""
         while (said := await child.receive()) is not None:
             match said:
                 case bytes():
                     await self._pass_on(child, TrainingProgress.FromString(said))
-                case SnapshotTaken():
-                    self._slots.newest = said.content
-                    self._snapshot = said
-                    self._unreleased.add(said.content.slot)
-                    snapshot_taken(said)
+                case SnapshotBegun() | SnapshotTaken() | SnapshotHandedOver():
+                    self._note_snapshot(said)
+                case SlotsWanted(length):
+                    try:
+                        await self._prepare(length)
+                    except EverstepError as error:
+                        await child.stop()
+                        return Failed(error.reason, error.message)
+                    await child.send(SlotsReady())
                 case Accepted():
                     self._accepted = said
                 case Restored():
@@ -216,6 +246,30 @@ class LocalTrainingOrchestrator:
                 case _:
                     _log.warning("unexpected word from the training process", word=said)
         return None
+
+    def _note_snapshot(self, said: SnapshotBegun | SnapshotTaken | SnapshotHandedOver) -> None:
+        match said:
+            case SnapshotBegun(slot):
+                self._slots.begun(slot)
+                self._taken.pop(slot, None)
+                self._waiting = None
+            case SnapshotTaken():
+                self._slots.completed(said.content)
+                self._taken[said.content.slot] = said
+                self._waiting = None if said.trigger == MEMORY else said
+                if said.handed_over:
+                    self._hand_over_waiting()
+            case SnapshotHandedOver():
+                self._hand_over_waiting()
+
+    def _hand_over_waiting(self) -> None:
+        snapshot, self._waiting = self._waiting, None
+        if snapshot is None:
+            return
+        if snapshot.trigger == "REQUESTED":
+            self._requested = False
+        self._held.add(snapshot.content.slot)
+        self._snapshot_taken(snapshot)
 
     async def _pass_on(self, child: ChildProcess, event: TrainingProgress) -> None:
         if event.HasField("step_metrics"):
@@ -240,4 +294,6 @@ class LocalTrainingOrchestrator:
                 )
             )
         )
-        await asyncio.sleep(self._settings.restart_backoff_seconds * 2 ** (restarts - 1))
+        backoff = self._settings.restart_backoff_seconds * 2 ** (restarts - 1)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.discarded.wait(), min(backoff, MAX_BACKOFF_SECONDS))

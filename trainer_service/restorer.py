@@ -34,7 +34,7 @@ def restore(
     """
     manifest = read_manifest(store, reference.manifest_key, reference.manifest_digest)
     content = _read_into(store, manifest, slots, 0)
-    slots.newest = content
+    slots.completed(content)
     earlier = None
     if proof_wanted(manifest.fingerprint):
         before = _before(store, manifest)
@@ -43,7 +43,7 @@ def restore(
 
 
 def _read_into(store: BlobStore, manifest: Manifest, slots: MemorySlots, slot: int) -> SlotContent:
-    slots.reserve(slot, restored_bytes(manifest))
+    slots.reserve_one(slot, restored_bytes(manifest))
     with slots.view(slot) as memory:
         placed = restore_blobs(store, manifest, memory)
     return SlotContent(slot, tuple(SlotBlob(*blob) for blob in placed), manifest.state)

@@ -8,29 +8,53 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from trainer_service.child.pipe import SLOTS, SlotContent
+from trainer_service.shared_memory import allocate
 
 
 class MemorySlots:
     """Two pieces of memory, so that one complete snapshot stands while the next is written.
 
-    The trainer makes them before it starts a training process and passes their descriptors on.
-    `newest` is the last complete snapshot; a new training process goes on from it.
+    The trainer makes them before it starts a training process and passes their descriptors on; a
+    new process goes on from the newest complete snapshot.
     """
 
     def __init__(self) -> None:
         self.descriptors = tuple(
             os.memfd_create(f"everstep-slot-{slot}", os.MFD_CLOEXEC) for slot in range(SLOTS)
         )
-        self.newest: SlotContent | None = None
+        #: Complete snapshots by slot, the newest last.
+        self._complete: dict[int, SlotContent] = {}
+
+    @property
+    def newest(self) -> SlotContent | None:
+        """The newest complete snapshot."""
+        return next(reversed(self._complete.values()), None)
+
+    def begun(self, slot: int) -> None:
+        """What a slot held is being written over."""
+        self._complete.pop(slot, None)
+
+    def completed(self, content: SlotContent) -> None:
+        """A slot holds a complete snapshot, the newest one now."""
+        self._complete.pop(content.slot, None)
+        self._complete[content.slot] = content
 
     def close(self) -> None:
         for descriptor in self.descriptors:
             os.close(descriptor)
 
-    def reserve(self, slot: int, size: int) -> None:
-        """Makes a slot at least `size` bytes long."""
-        if os.fstat(self.descriptors[slot]).st_size < size:
-            os.ftruncate(self.descriptors[slot], size)
+    def reserve(self, length: int) -> None:
+        """Makes both slots at least `length` bytes long, with memory behind them.
+
+        Raises:
+            EverstepError: OUT_OF_MEMORY.
+        """
+        for slot in range(SLOTS):
+            self.reserve_one(slot, length)
+
+    def reserve_one(self, slot: int, length: int) -> None:
+        """As `reserve`, for one slot."""
+        allocate(self.descriptors[slot], length)
 
     @contextmanager
     def view(self, slot: int) -> Iterator[memoryview]:

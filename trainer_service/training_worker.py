@@ -132,12 +132,14 @@ class TrainingWorker:
                 parent=None if restored is None else self._reference().manifest_key,
             ),
             self._orchestrator.release,
+            lambda: self._orchestrator.newer_waits,
         )
         resume_context: SlotContent | None = None if restored is None else restored.content
         try:
             outcome = await self._orchestrator.run(
                 self._train_word(restored),
                 uploader.submit,
+                self._prepare,
                 resume_context=resume_context,
                 digests=None if restored is None else restored.manifest.digests,
             )
@@ -167,6 +169,10 @@ class TrainingWorker:
             check_strategy_digest(restored.manifest, strategy_digest(self._request.strategy))
         return restored
 
+    async def _prepare(self, length: int) -> None:
+        """Before the first step: memory for snapshots of that length."""
+        await asyncio.to_thread(self._slots.reserve, length)
+
     def _reference(self) -> CheckpointReference:
         assert self._request.checkpoint is not None
         return self._request.checkpoint
@@ -181,6 +187,7 @@ class TrainingWorker:
             ),
             data_root=str(self._settings.data_root.absolute()),
             threads=self._request.strategy.training.threads or self._settings.training_threads(),
+            stall_budget=self._settings.stall_budget,
             allowed_packages=self._settings.allowed_packages,
             **({} if restored is None else self._provenance(restored)),
         )

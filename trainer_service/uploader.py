@@ -35,9 +35,6 @@ from trainer_service.slots import MemorySlots
 
 _log = structlog.get_logger(__name__)
 
-#: These are never given up while the store may come back: training has no later state to save.
-LAST_TRIGGERS = frozenset({"CANCELLATION", "FINAL", "FAILURE", "SHUTDOWN"})
-
 
 @dataclass(frozen=True)
 class UploadContext:
@@ -55,7 +52,8 @@ class Uploader:
     """Makes checkpoints of snapshots, in the order they were taken.
 
     Args:
-        released: Called when a snapshot's slot may be written again, with whether it was stored.
+        released: Called when a snapshot's slot is read no more.
+        newer_waits: Whether a newer snapshot would take this one's place.
     """
 
     def __init__(
@@ -64,13 +62,15 @@ class Uploader:
         slots: MemorySlots,
         progress: AttemptProgress,
         context: UploadContext,
-        released: Callable[[int, bool], Awaitable[None]],
+        released: Callable[[int], Awaitable[None]],
+        newer_waits: Callable[[], bool],
     ) -> None:
         self._store = store
         self._slots = slots
         self._progress = progress
         self._context = context
         self._released = released
+        self._newer_waits = newer_waits
         self._uploads: asyncio.Queue[SnapshotTaken] = asyncio.Queue()
         self._runner: asyncio.Task[None] | None = None
         self._parent = context.parent
@@ -98,9 +98,8 @@ class Uploader:
     async def _run(self) -> None:
         while True:
             snapshot = await self._uploads.get()
-            stored = False
             try:
-                stored = await self._upload(snapshot)
+                await self._upload(snapshot)
             except EverstepError as error:
                 self.error = error
             except Exception as error:
@@ -108,18 +107,19 @@ class Uploader:
                 self.error = EverstepError(Reason.INTERNAL, f"the upload failed: {error}")
             finally:
                 self._uploads.task_done()
-            await self._released(snapshot.content.slot, stored)
+            await self._released(snapshot.content.slot)
 
-    async def _upload(self, snapshot: SnapshotTaken) -> bool:
-        """Stores one snapshot; a last one is tried until the store is back."""
+    async def _upload(self, snapshot: SnapshotTaken) -> None:
+        """Stores one snapshot; while the store is away it is tried until a newer one waits."""
+        began, said = time.monotonic(), False
         while True:
-            began = time.monotonic()
             try:
                 committed = await asyncio.to_thread(self._commit, snapshot)
             except EverstepError as error:
-                await self._delayed(snapshot, error)
-                last = snapshot.trigger in LAST_TRIGGERS
-                if last and error.reason is Reason.STORE_UNAVAILABLE:
+                if not said:
+                    await self._delayed(snapshot, error)
+                    said = True
+                if error.reason is Reason.STORE_UNAVAILABLE and not self._newer_waits():
                     continue
                 raise
             self.error = None
@@ -134,7 +134,7 @@ class Uploader:
                     )
                 )
             )
-            return True
+            return
 
     async def _delayed(self, snapshot: SnapshotTaken, error: EverstepError) -> None:
         _log.warning("checkpoint not stored", reason=error.reason, message=error.message)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from checkpoint_store.checkpoints import CheckpointDraft
-from checkpoint_store.safetensors_layout import StateLayout, TensorSpec, plan_state
+from checkpoint_store.safetensors_layout import BlobLayout, GroupLayout, TensorSpec, plan_group
 
 STATE: dict[str, Any] = {
     "history": [{"epoch": 0, "train_loss": 0.5}, {"epoch": 1, "train_loss": float("nan")}],
@@ -21,7 +21,7 @@ STATE: dict[str, Any] = {
 class MemoryState:
     """A layout, and memory filled with it."""
 
-    layout: StateLayout
+    layout: GroupLayout
     memory: bytearray
 
     def draft(self, checkpoint_id: str = "ck-12", **changes: Any) -> CheckpointDraft:
@@ -70,7 +70,13 @@ def make_state(seed: int = 7, best_is_last: bool = True, rows: int = 100) -> Mem
 def fill(
     groups: Mapping[str, Sequence[TensorSpec]], seeds: Mapping[str, int], max_blob_bytes: int
 ) -> MemoryState:
-    layout = plan_state(groups, max_blob_bytes)
+    blobs: list[BlobLayout] = []
+    end = 0
+    for kind, specs in groups.items():
+        group = plan_group(kind, specs, end, max_blob_bytes)
+        blobs += group.blobs
+        end = group.total_bytes
+    layout = GroupLayout(tuple(blobs), end)
     memory = bytearray(layout.total_bytes)
     for blob in layout.blobs:
         memory[blob.offset : blob.offset + len(blob.header)] = blob.header

@@ -273,7 +273,7 @@ MEMORY_SCRIPT = """
 import json, mmap, resource, sys
 from checkpoint_store import open_blob_store
 from checkpoint_store.checkpoints import *
-from checkpoint_store.safetensors_layout import TensorSpec, plan_state
+from checkpoint_store.safetensors_layout import TensorSpec, plan_group
 from tests.store.states import MemoryState
 
 store = open_blob_store(*sys.argv[1:])
@@ -281,7 +281,7 @@ store.check()
 store.put("warm", b"x")
 rows = 16 * 1024 * 1024 // 4
 names = [TensorSpec(f"t{number}", "F32", (rows,)) for number in range(12)]
-layout = plan_state({"weights": names}, max_blob_bytes=1)
+layout = plan_group("weights", names, max_blob_bytes=1)
 
 def growth(call, memory):
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from checkpoint_store.safetensors_layout import (
     ALIGNMENT,
     ITEM_SIZES,
+    GroupLayout,
     PlacedTensor,
     TensorSpec,
     parse_header,
-    plan_state,
+    plan_group,
     write_merged,
 )
 from everstep.errors import EverstepError, Reason
@@ -92,29 +93,20 @@ def test_every_blob_of_a_layout_is_a_safetensors_file(
 
 @given(SPECS)
 def test_the_order_of_the_specs_does_not_show(specs: list[TensorSpec]) -> None:
-    assert plan_state({"weights": specs}) == plan_state({"weights": specs[::-1]})
+    assert plan_group("weights", specs) == plan_group("weights", specs[::-1])
 
 
-def test_each_kind_has_its_own_blobs_and_a_large_tensor_one_alone() -> None:
-    layout = plan_state(
-        {
-            "weights": [
-                TensorSpec("a", "F32", (4,)),
-                TensorSpec("large", "F32", (100,)),
-                TensorSpec("z", "F32", (4,)),
-            ],
-            "optimizer": [TensorSpec("a", "F32", (4,))],
-            "best_weights": [],
-        },
-        max_blob_bytes=64,
-    )
-    names = [(blob.kind, [tensor.spec.name for tensor in blob.tensors]) for blob in layout.blobs]
-    assert names == [
-        ("weights", ["a"]),
-        ("weights", ["large"]),
-        ("weights", ["z"]),
-        ("optimizer", ["a"]),
+def test_a_large_tensor_has_a_file_alone_and_no_tensors_have_none() -> None:
+    specs = [
+        TensorSpec("a", "F32", (4,)),
+        TensorSpec("large", "F32", (100,)),
+        TensorSpec("z", "F32", (4,)),
     ]
+    layout = plan_group("weights", specs, offset=1000, max_blob_bytes=64)
+    names = [[tensor.spec.name for tensor in blob.tensors] for blob in layout.blobs]
+    assert names == [["a"], ["large"], ["z"]]
+    assert layout.blobs[0].offset == 1024
+    assert plan_group("weights", [], offset=1000) == GroupLayout((), 1000)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +119,7 @@ def test_each_kind_has_its_own_blobs_and_a_large_tensor_one_alone() -> None:
 )
 def test_specs_that_no_file_can_hold_are_refused(spec: TensorSpec) -> None:
     with pytest.raises(ValueError, match="weights"):
-        plan_state({"weights": [spec]})
+        plan_group("weights", [spec])
 
 
 def test_files_that_safetensors_writes_are_read() -> None:

@@ -20,7 +20,8 @@ from trainer_service.child.__main__ import main
 from trainer_service.child.history import BestEpoch
 from trainer_service.child.model_trainer import ModelTrainer
 from trainer_service.child.optimization import Optimization
-from trainer_service.child.snapshot import SnapshotSlots
+from trainer_service.child.snapshot_memory import SnapshotMemory
+from trainer_service.child.snapshots import Snapshots
 
 #: By point: the owner of a call, its name, and whether death comes after it or before.
 POINTS: dict[str, tuple[Any, str, bool]] = {
@@ -34,9 +35,10 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
     "after the evaluation": (model_trainer, "evaluate", True),
     "after the best weights": (BestEpoch, "offer", True),
     "after the schedule": (ModelTrainer, "_advance_schedule", True),
-    "before the copy": (SnapshotSlots, "write", False),
+    "before the copy": (SnapshotMemory, "write", False),
     "in the copy": (torch, "_foreach_copy_", False),
-    "after the copy": (SnapshotSlots, "write", True),
+    "between the copy and the flip": (SnapshotMemory, "write", True),
+    "after the flip": (Snapshots, "take", True),
 }
 
 

@@ -29,6 +29,9 @@ from trainer_service.child.pipe import (
     Ready,
     Restored,
     SlotContent,
+    SlotsReady,
+    SlotsWanted,
+    SnapshotBegun,
     SnapshotReleased,
     SnapshotTaken,
     Train,
@@ -91,30 +94,34 @@ class TrainingProcess:
         frame = encode_word(word)
         sent = socket.send_fds(self.connection, [frame[:5]], self.slots.descriptors)
         self.connection.sendall(frame[sent:])
-        if resume is not None:
-            self.say(SnapshotReleased(resume.slot, stored=True))
 
     def say(self, word: Word) -> None:
         self.connection.sendall(encode_word(word))
 
-    def listen(self, release: bool = True) -> Iterator[Said]:
+    def listen(self, release: bool = True, reserve: bool = True) -> Iterator[Said]:
         """What the process says, until it is gone; a trainer's bookkeeping is done meanwhile.
 
         Args:
-            release: Whether each snapshot's slot is released as soon as it is taken.
+            release: Whether a snapshot's slot is released as soon as it is handed over.
+            reserve: Whether the slots are made that it waits for before its first step.
         """
         while (said := self._receive()) is not None:
             self.said.append(said)
+            if isinstance(said, SlotsWanted) and reserve:
+                self.slots.reserve(said.length)
+                self.say(SlotsReady())
+            if isinstance(said, SnapshotBegun):
+                self.slots.begun(said.slot)
             if isinstance(said, SnapshotTaken):
-                self.slots.newest = said.content
-                if release:
+                self.slots.completed(said.content)
+                if release and said.handed_over:
                     self.release(said)
             yield said
 
     def release(self, snapshot: SnapshotTaken) -> None:
         """Says that the snapshot is stored; a process that is gone does not mind."""
         try:
-            self.say(SnapshotReleased(snapshot.content.slot, stored=True))
+            self.say(SnapshotReleased(snapshot.content.slot))
         except (BrokenPipeError, ConnectionResetError):
             return
 
@@ -126,9 +133,9 @@ class TrainingProcess:
         last = self.said[-1] if self.said else None
         return last if isinstance(last, Finished | Failed) else None
 
-    def until_snapshot(self, step: int) -> SnapshotTaken:
+    def until_snapshot(self, step: int, release: bool = True) -> SnapshotTaken:
         """Listens until a snapshot of that step or a later one."""
-        for said in self.listen():
+        for said in self.listen(release):
             if isinstance(said, SnapshotTaken) and said.step >= step:
                 return said
         raise AssertionError(f"the process ended before step {step}: {self.said[-1:]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,9 +142,8 @@ class Laboratory:
         token = changes.pop("token", None)
         events: list[tuple[Position, Event]] = []
 
-        def keep(trigger: str, state: TrainingResumeContext) -> bool:
-            snapshots.append(Snapshot.of(trigger, state))
-            return True
+        def keep(trigger: str, capture: Callable[[], TrainingResumeContext]) -> None:
+            snapshots.append(Snapshot.of(trigger, capture()))
 
         def note(position: Position, event: Event) -> None:
             events.append((position, event))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,8 @@ class Run:
     snapshots: list[Snapshot] = field(default_factory=list)
 
     def train(self, context: TrainingResumeContext | None = None, **options: Any) -> Run:
-        def keep(trigger: str, state: TrainingResumeContext) -> bool:
-            self.snapshots.append(Snapshot.of(trigger, state))
-            return True
+        def keep(trigger: str, capture: Callable[[], TrainingResumeContext]) -> None:
+            self.snapshots.append(Snapshot.of(trigger, capture()))
 
         pipeline = TrainingPipeline(
             PipelineSettings(Path("nowhere")), lambda *_: None, CancellationToken(), keep

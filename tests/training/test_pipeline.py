@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,11 @@ class Training:
         )
         return self
 
-    def _keep(self, trigger: str, context: TrainingResumeContext) -> bool:
+    def _keep(self, trigger: str, capture: Callable[[], TrainingResumeContext]) -> None:
+        context = capture()
         self.snapshots.append(Snapshot.of(trigger, context))
         if context.step == self.cancel_after:
             self.token.request_stop(Stop.CANCEL)
-        return True
 
     def _note(self, _position: Any, event: Any) -> None:
         if isinstance(event, EpochCompleted):

@@ -8,7 +8,7 @@ import torch
 
 from checkpoint_store.digests import json_digest, kind_digest, tensor_digest
 from trainer_service.child.resume_context import TrainingResumeContext
-from trainer_service.child.snapshot import DTYPE_WORDS
+from trainer_service.child.snapshot_memory import DTYPE_WORDS
 
 
 def context_digests(context: TrainingResumeContext) -> dict[str, str]:

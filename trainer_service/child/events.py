@@ -56,7 +56,7 @@ class EpochCompleted:
 
 @dataclass(frozen=True)
 class CheckpointDelayed:
-    """A checkpoint fell due while both memory slots were on their way to the store."""
+    """A checkpoint fell due and was replaced by a newer one, before its way to the store."""
 
     step: int
     message: str

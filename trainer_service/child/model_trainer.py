@@ -13,12 +13,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from everstep.errors import EverstepError, Reason
 from trainer_service.child.batches import Batch, ExampleLoader, batch_count
-from trainer_service.child.cadence import CheckpointCadence
+from trainer_service.child.cadence import SnapshotCadence
 from trainer_service.child.early_stopping import EarlyStopping
 from trainer_service.child.evaluation import evaluate
 from trainer_service.child.events import (
     CancellationToken,
-    CheckpointDelayed,
     EpochCompleted,
     PhaseChanged,
     Position,
@@ -41,14 +40,15 @@ from trainer_service.child.optimization import (
 )
 from trainer_service.child.randomness import reseed
 from trainer_service.child.resume_context import TrainingResumeContext
+from trainer_service.child.state_size import snapshot_bytes
 from trainer_service.child.training_state import TrainingState
 from trainer_service.generators import generator_states, restore_generators
 
 #: Seconds between two reports of step metrics.
 STEP_REPORT_SECONDS: Final = 0.1
 
-#: Takes a snapshot for a trigger (PERIODIC, REQUESTED, ...); False when no memory slot is free.
-CheckpointCallback = Callable[[str, TrainingResumeContext], bool]
+#: Takes a snapshot for a trigger (PERIODIC, REQUESTED, MEMORY, ...) of what the call gives.
+CheckpointCallback = Callable[[str, Callable[[], TrainingResumeContext]], None]
 
 
 class ModelTrainer:
@@ -62,8 +62,9 @@ class ModelTrainer:
         config: How to train.
         progress_callback: Called with every event.
         cancellation_token: Looked at after every optimizer step and evaluation batch.
-        checkpoint_callback: Called with the live state when a checkpoint is due.
+        checkpoint_callback: Called when a snapshot is due, with what captures the live state.
         resume_context: What to go on from.
+        state_built: Called before the first step with the bytes that a snapshot will take.
         stream: The examples, where they keep their own position (`state_dict`).
     """
 
@@ -78,6 +79,7 @@ class ModelTrainer:
         cancellation_token: CancellationToken | None = None,
         checkpoint_callback: CheckpointCallback | None = None,
         resume_context: TrainingResumeContext | None = None,
+        state_built: Callable[[int], None] | None = None,
         stream: Any = None,
     ) -> None:
         self.loss = loss
@@ -102,8 +104,9 @@ class ModelTrainer:
         )
         self._progress_callback = progress_callback or (lambda _position, _event: None)
         self._token = cancellation_token or CancellationToken()
-        self._checkpoint_callback = checkpoint_callback or (lambda _trigger, _context: True)
-        self._cadence = CheckpointCadence(config.checkpoint, time.monotonic())
+        self._checkpoint_callback = checkpoint_callback or (lambda _trigger, _capture: None)
+        self._state_built = state_built or (lambda _length: None)
+        self._cadence = SnapshotCadence(config.checkpoint, config.stall_budget, time.monotonic())
         #: Whether the live state is that of a whole optimizer step.
         self._whole = True
         self._first_step = 0
@@ -148,6 +151,7 @@ class ModelTrainer:
             weighted=config.weighted,
             dtype=weights_type(config.precision),
         )
+        self._state_built(snapshot_bytes(state, self.position().total_steps))
         self._began, self._first_step = time.monotonic(), state.step
         self._report(PhaseChanged("TRAINING"))
         try:
@@ -158,15 +162,15 @@ class ModelTrainer:
         except TrainingStopped as stopped:
             if stopped.stop is not Stop.DISCARD:
                 trigger = "SHUTDOWN" if stopped.stop is Stop.SHUTDOWN else "CANCELLATION"
-                self._checkpoint_callback(trigger, self.capture())
+                self._checkpoint_callback(trigger, self.capture)
             raise
         except RollbackWanted:
             raise
         except Exception:
             if self._whole:
-                self._checkpoint_callback("FAILURE", self.capture())
+                self._checkpoint_callback("FAILURE", self.capture)
             raise
-        self._checkpoint_callback("FINAL", self.capture())
+        self._checkpoint_callback("FINAL", self.capture)
         return TrainingOutcome(
             history=tuple(state.history),
             steps=state.step,
@@ -319,27 +323,22 @@ class ModelTrainer:
             scheduler.step()
 
     def _between_steps(self, epochs_done: int | None) -> None:
-        """Where a training may stop, and where its checkpoints are taken."""
+        """Where a training may stop, and where its snapshots are taken."""
         self._stop_if_asked()
         if self._token.take_checkpoint_request():
-            self._checkpoint_callback("REQUESTED", self.capture())
-            self._cadence.taken(time.monotonic())
+            self._take_snapshot("REQUESTED")
             return
         state = self.state
-        ended = state.epoch >= self.config.epochs or state.early_stopping.stopped
-        if ended or not self._cadence.due(state.step, epochs_done, time.monotonic()):
+        if state.epoch >= self.config.epochs or state.early_stopping.stopped:
             return
-        if self._checkpoint_callback("PERIODIC", self.capture()):
-            self._cadence.taken(time.monotonic())
-        elif not self._cadence.delayed:
-            self._cadence.delayed = True
-            self._report(
-                CheckpointDelayed(
-                    state.step,
-                    "the checkpoint before is still on its way to the store; this one is taken "
-                    "as soon as there is room",
-                )
-            )
+        if trigger := self._cadence.due(state.step, epochs_done, time.monotonic()):
+            self._take_snapshot(trigger)
+
+    def _take_snapshot(self, trigger: str) -> None:
+        began = time.monotonic()
+        self._checkpoint_callback(trigger, self.capture)
+        now = time.monotonic()
+        self._cadence.taken(trigger, now - began, now)
 
     def _stop_if_asked(self) -> None:
         stop = self._token.stop

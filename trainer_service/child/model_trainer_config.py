@@ -30,6 +30,8 @@ class ModelTrainerConfig:
     #: epoch or step.
     scheduler_interval: str = "epoch"
     checkpoint: CheckpointPolicy = field(default_factory=CheckpointPolicy)
+    #: The share of the time that snapshots for memory alone may take; 0: none are taken.
+    stall_budget: float = 0.0
     workers: int = 0
     #: Whether examples are drawn by their `sample_weights`.
     weighted: bool = False

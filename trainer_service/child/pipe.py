@@ -22,6 +22,8 @@ PROGRESS: Final = b"P"
 MAX_FRAME_BYTES: Final = 256 * 1024 * 1024
 #: Snapshots of one training: one complete while the next is written.
 SLOTS: Final = 2
+#: The trigger of a snapshot that becomes no checkpoint: a new process goes on from it.
+MEMORY: Final = "MEMORY"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,12 @@ class Train:
     allowed_packages: tuple[str, ...]
     #: The snapshot to go on from.
     resume: SlotContent | None = None
+    #: Slots that the trainer reads: on their way to the store.
+    held: tuple[int, ...] = ()
+    #: The trigger of the snapshot to go on from, where it still waits for its way to the store.
+    waiting: str = ""
+    #: The share of the time that snapshots for memory alone may take; 0: none are taken.
+    stall_budget: float = 0.0
     #: The environment and the data that the snapshot was made with; empty: not compared.
     fingerprint: dict[str, str] = field(default_factory=dict)
     data_digest: str = ""
@@ -91,11 +99,15 @@ class Shutdown:
 
 
 @dataclass(frozen=True)
+class SlotsReady:
+    """Trainer to child: both slots are made, as large as they were wanted."""
+
+
+@dataclass(frozen=True)
 class SnapshotReleased:
-    """Trainer to child: the snapshot is stored (or given up), its slot may be written."""
+    """Trainer to child: the snapshot is stored or given up, its slot is read no more."""
 
     slot: int
-    stored: bool
 
 
 @dataclass(frozen=True)
@@ -121,12 +133,37 @@ class Accepted:
 
 
 @dataclass(frozen=True)
+class SlotsWanted:
+    """Child to trainer: the state is built, before its first step; it waits for `SlotsReady`."""
+
+    #: Of one snapshot, when all of the state is there.
+    length: int
+
+
+@dataclass(frozen=True)
+class SnapshotBegun:
+    """Child to trainer: what a slot held is being written over, and is nothing any more."""
+
+    slot: int
+
+
+@dataclass(frozen=True)
+class SnapshotHandedOver:
+    """Child to trainer: the complete snapshot that waited is to be made a checkpoint now."""
+
+    slot: int
+
+
+@dataclass(frozen=True)
 class SnapshotTaken:
-    """Child to trainer: a slot holds a complete snapshot, to be made a checkpoint."""
+    """Child to trainer: a slot holds a complete snapshot."""
 
     content: SlotContent
-    #: The name of a CheckpointTrigger without its prefix, as in `PERIODIC`.
+    #: The name of a CheckpointTrigger without its prefix, as in `PERIODIC`; or MEMORY: it becomes
+    #: no checkpoint.
     trigger: str
+    #: Whether it is to be made a checkpoint now; otherwise it waits, or is for memory alone.
+    handed_over: bool
     epoch: int
     step: int
     metrics: dict[str, float]
@@ -163,14 +200,16 @@ class Failed:
 
 
 Word = (
-    Train | Cancel | TakeCheckpoint | Shutdown | SnapshotReleased
-    | Ready | Restored | Accepted | SnapshotTaken | Finished | Failed
+    Train | Cancel | TakeCheckpoint | Shutdown | SlotsReady | SnapshotReleased
+    | Ready | Restored | Accepted | SlotsWanted | SnapshotBegun | SnapshotTaken
+    | SnapshotHandedOver | Finished | Failed
 )  # fmt: skip
 _WORDS: Final[dict[str, type[Any]]] = {
     word.__name__: word
     for word in (
-        Train, Cancel, TakeCheckpoint, Shutdown, SnapshotReleased,
-        Ready, Restored, Accepted, SnapshotTaken, Finished, Failed,
+        Train, Cancel, TakeCheckpoint, Shutdown, SlotsReady, SnapshotReleased,
+        Ready, Restored, Accepted, SlotsWanted, SnapshotBegun, SnapshotTaken,
+        SnapshotHandedOver, Finished, Failed,
     )
 }  # fmt: skip
 
@@ -194,7 +233,8 @@ def decode_word(payload: bytes) -> Word:
         for name in ("resume", "replay"):
             if content[name] is not None:
                 content[name] = _slot_content(content[name])
-        content["allowed_packages"] = tuple(content["allowed_packages"])
+        for name in ("allowed_packages", "held"):
+            content[name] = tuple(content[name])
     if word is SnapshotTaken:
         content["content"] = _slot_content(content["content"])
     if word is Failed:

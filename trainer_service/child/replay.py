@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -44,11 +45,11 @@ def replay_fault(
     last = min(later.step, earlier.step + REPLAY_STEPS)
     reached: list[tuple[int, dict[str, str], dict[str, Any]]] = []
 
-    def look(_trigger: str, context: TrainingResumeContext) -> bool:
+    def look(_trigger: str, capture: Callable[[], TrainingResumeContext]) -> None:
+        context = capture()
         if context.step >= last:
             reached.append((context.step, context_digests(context), dict(context.trace)))
             raise TrainingStopped(Stop.DISCARD)
-        return True
 
     every_step = TrainingStrategy()
     every_step.CopyFrom(strategy)

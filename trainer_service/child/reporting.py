@@ -16,19 +16,13 @@ from trainer_service.child.events import (
 )
 
 
-def progress_message(position: Position, event: Event) -> progress_pb2.TrainingProgress:
-    """A TrainingProgress without what the trainer adds: operation, attempt, index, time."""
+def progress_message(position: Position | None, event: Event) -> progress_pb2.TrainingProgress:
+    """A TrainingProgress without what the trainer adds: operation, attempt, index, time.
+
+    Without a position it is that of the event before.
+    """
     message = progress_pb2.TrainingProgress(
-        position=progress_pb2.TrainingPosition(
-            epoch=position.epoch,
-            total_epochs=position.total_epochs,
-            batch=position.batch,
-            batches_per_epoch=position.batches_per_epoch,
-            step=position.step,
-            total_steps=position.total_steps,
-            fraction=min(1.0, position.step / position.total_steps) if position.total_steps else 0,
-            eta_seconds=position.eta_seconds,
-        )
+        position=None if position is None else _position_message(position)
     )
     match event:
         case PhaseChanged(phase):
@@ -66,3 +60,16 @@ def progress_message(position: Position, event: Event) -> progress_pb2.TrainingP
         case RolledBack(_, text):
             message.warning.CopyFrom(progress_pb2.Warning(reason="ROLLED_BACK", message=text))
     return message
+
+
+def _position_message(position: Position) -> progress_pb2.TrainingPosition:
+    return progress_pb2.TrainingPosition(
+        epoch=position.epoch,
+        total_epochs=position.total_epochs,
+        batch=position.batch,
+        batches_per_epoch=position.batches_per_epoch,
+        step=position.step,
+        total_steps=position.total_steps,
+        fraction=min(1.0, position.step / position.total_steps) if position.total_steps else 0,
+        eta_seconds=position.eta_seconds,
+    )

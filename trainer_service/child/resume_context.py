@@ -90,6 +90,22 @@ class TrainingResumeContext:
             kinds["trace"] = dict(self.trace)
         return kinds
 
+    def tensor_groups(self) -> list[tuple[str, dict[str, torch.Tensor]]]:
+        """Every tensor, as files are made of them: by kind, and frozen weights apart.
+
+        Frozen ones never change, so their files are stored once. What grows stands last.
+        """
+        frozen = set(self.module_modes["frozen"])
+        groups: list[tuple[str, dict[str, torch.Tensor]]] = []
+        for kind, tensors in self.tensors().items():
+            if kind in ("optimizer", "trace"):
+                groups.append((kind, tensors))
+                continue
+            still = {n: t for n, t in tensors.items() if n.removeprefix("module.") in frozen}
+            groups.append((kind, {n: t for n, t in tensors.items() if n not in still}))
+            groups.append((kind, still))
+        return groups
+
     def small_state(self) -> dict[str, Any]:
         """Everything that is no tensor, for JSON; no wall-clock in it."""
         return {

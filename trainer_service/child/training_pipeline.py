@@ -38,6 +38,8 @@ class PipelineSettings:
 
     data_root: Path
     allowed_packages: tuple[str, ...] = ()
+    #: The share of the time that snapshots for memory alone may take; 0: none are taken.
+    stall_budget: float = 0.0
 
 
 class TrainingPipeline:
@@ -47,8 +49,9 @@ class TrainingPipeline:
         settings: Where data files are, which packages may be imported.
         progress_callback: Called with every event.
         cancellation_token: Looked at after every step.
-        checkpoint_callback: Called with the live state when a checkpoint is due.
+        checkpoint_callback: Called when a snapshot is due, with what captures the live state.
         data_loaded: Called once the data is there.
+        state_built: Called before the first step with the bytes that a snapshot will take.
     """
 
     def __init__(
@@ -58,12 +61,14 @@ class TrainingPipeline:
         cancellation_token: CancellationToken,
         checkpoint_callback: CheckpointCallback,
         data_loaded: Callable[[LoadedData], None] = lambda _data: None,
+        state_built: Callable[[int], None] = lambda _length: None,
     ) -> None:
         self._settings = settings
         self._progress_callback = progress_callback
         self._cancellation_token = cancellation_token
         self._checkpoint_callback = checkpoint_callback
         self._data_loaded = data_loaded
+        self._state_built = state_built
 
     def train_strategy(
         self,
@@ -132,6 +137,8 @@ class TrainingPipeline:
                 every_epochs=strategy.checkpoint.every_epochs,
                 every_seconds=strategy.checkpoint.every_seconds,
             ),
+            # A rollback goes to a checkpoint: what it leaves out must not hang on the clock.
+            stall_budget=0.0 if training.non_finite == "rollback" else self._settings.stall_budget,
             workers=strategy.data.workers,
             weighted=strategy.data.sampling != "shuffle",
             precision=training.precision,
@@ -167,6 +174,7 @@ class TrainingPipeline:
             cancellation_token=self._cancellation_token,
             checkpoint_callback=self._checkpoint_callback,
             resume_context=resume_context,
+            state_built=self._state_built,
             stream=data.train if keeps_its_state(data.train) else None,
         )
         outcome = trainer.train(data.train, data.validation)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 import traceback
 from dataclasses import replace
 from itertools import count
@@ -26,6 +25,7 @@ from trainer_service.child.acceptance import (
 from trainer_service.child.context_digests import context_digests
 from trainer_service.child.events import (
     CancellationToken,
+    CheckpointDelayed,
     Event,
     Position,
     RollbackWanted,
@@ -43,8 +43,8 @@ from trainer_service.child.pipe import (
     Restored,
     Shutdown,
     SlotContent,
+    SlotsReady,
     SnapshotReleased,
-    SnapshotTaken,
     TakeCheckpoint,
     Train,
 )
@@ -52,7 +52,7 @@ from trainer_service.child.randomness import prepare_threads
 from trainer_service.child.replay import replay_fault
 from trainer_service.child.reporting import progress_message
 from trainer_service.child.resume_context import TrainingResumeContext
-from trainer_service.child.snapshot import SnapshotSlots
+from trainer_service.child.snapshots import Snapshots
 from trainer_service.child.training_pipeline import (
     PipelineSettings,
     TrainingPipeline,
@@ -72,24 +72,22 @@ class TrainingProcess:
     def __init__(self, pipe: ChildPipe, train: Train, slots: tuple[int, ...]) -> None:
         self._pipe = pipe
         self._train = train
-        self._slots = SnapshotSlots(slots)
         self._token = CancellationToken()
         self._fingerprint: dict[str, str] = {}
         self._data_digest = ""
         self._monitor = ""
         self._data_accepted = False
         self._lineage = [LineageEvent.from_json(event) for event in train.lineage]
-        self._settings = PipelineSettings(Path(train.data_root), train.allowed_packages)
-        #: The newest complete snapshot.
-        self._newest = train.resume
+        self._settings = PipelineSettings(
+            Path(train.data_root), train.allowed_packages, train.stall_budget
+        )
+        self._snapshots = Snapshots(pipe, train, slots, self._described, self._delayed)
         self._strategy = TrainingStrategy()
         json_format.ParseDict(train.strategy, self._strategy)
 
     def run(self) -> None:
         """Trains and sends the last word, `Finished` or `Failed`."""
         signal.signal(signal.SIGTERM, lambda *_: self._token.request_stop(Stop.SHUTDOWN))
-        if self._train.resume is not None:
-            self._slots.resumed_from(self._train.resume.slot)
         threading.Thread(target=self._listen, daemon=True).start()
         try:
             self._pipe.send(self._outcome())
@@ -120,16 +118,15 @@ class TrainingProcess:
             self._settings,
             progress_callback=self._report,
             cancellation_token=self._token,
-            checkpoint_callback=self._checkpoint,
+            checkpoint_callback=self._snapshots.take,
             data_loaded=self._compare_data,
+            state_built=self._snapshots.prepare,
         )
         try:
-            finished = Finished("completed", self._train_to_the_end(pipeline, context))
+            return Finished("completed", self._train_to_the_end(pipeline, context))
         except TrainingStopped as stopped:
             outcome = "handed_over" if stopped.stop is Stop.SHUTDOWN else "cancelled"
-            finished = Finished(outcome, {})
-        self._slots.wait_until_released()
-        return finished
+            return Finished(outcome, {})
 
     def _accept(self, context: TrainingResumeContext) -> None:
         """Says what the lineage is from here on, or refuses to go on."""
@@ -171,8 +168,9 @@ class TrainingProcess:
                         f"{wanted.message}, after {MAX_ROLLBACKS} rollbacks; lower the learning "
                         "rate, clip gradients, or look at the data",
                     ) from None
-                context = self._context(self._newest)
-                if self._newest is not self._train.resume:
+                newest = self._snapshots.newest
+                context = self._context(newest)
+                if newest is not self._train.resume:
                     forked_from = None
                 leave_out = self._roll_back(wanted, 0 if context is None else context.step)
         raise AssertionError("unreachable")
@@ -196,45 +194,41 @@ class TrainingProcess:
         if content is None:
             return None
         return TrainingResumeContext.from_state(
-            content.state, self._slots.read(content), self._train.strategy
+            content.state, self._snapshots.read(content), self._train.strategy
         )
 
     def _compare_data(self, data: LoadedData) -> None:
         self._data_digest = data.digest
         self._monitor = monitored_metric(self._strategy, data)
-        step = 0 if self._newest is None else int(self._newest.state["step"])
+        newest = self._snapshots.newest
+        step = 0 if newest is None else int(newest.state["step"])
         if not self._data_accepted:
             self._lineage += accept_data(self._train, self._strategy.data.source, data.digest, step)
             self._data_accepted = True
 
-    def _report(self, position: Position, event: Event) -> None:
+    def _report(self, position: Position | None, event: Event) -> None:
         self._pipe.send_progress(progress_message(position, event).SerializeToString())
 
-    def _checkpoint(self, trigger: str, context: TrainingResumeContext) -> bool:
-        """Takes a snapshot; only a periodic one may be put off."""
-        began = time.monotonic()
-        slot = self._slots.free_slot(wait=trigger != "PERIODIC")
-        if slot is None:
-            return False
-        blobs = self._slots.write(slot, context.tensors())
-        self._newest = SlotContent(slot, blobs, context.small_state())
+    def _described(self, context: TrainingResumeContext) -> dict[str, Any]:
+        """What a checkpoint of this state says of it."""
         history = context.training_history
-        self._pipe.send(
-            SnapshotTaken(
-                content=self._newest,
-                trigger=trigger,
-                epoch=context.start_epoch,
-                step=context.step,
-                metrics=history[-1].metrics if history else {},
-                monitor=self._monitor,
-                monitor_value=history[-1].metrics.get(self._monitor) if history else None,
-                fingerprint=self._fingerprint,
-                data_digest=self._data_digest,
-                lineage=[event.to_json() for event in self._lineage],
-                stall_seconds=time.monotonic() - began,
-            )
+        return {
+            "epoch": context.start_epoch,
+            "step": context.step,
+            "metrics": history[-1].metrics if history else {},
+            "monitor": self._monitor,
+            "monitor_value": history[-1].metrics.get(self._monitor) if history else None,
+            "fingerprint": self._fingerprint,
+            "data_digest": self._data_digest,
+            "lineage": [event.to_json() for event in self._lineage],
+        }
+
+    def _delayed(self, step: int, by_step: int) -> None:
+        message = (
+            f"the checkpoint of step {step} is left out: the one before it is still on its way to "
+            f"the store, and that of step {by_step} takes its place"
         )
-        return True
+        self._report(None, CheckpointDelayed(step, message))
 
     def _listen(self) -> None:
         """Hears the trainer; ends this process when it is gone."""
@@ -249,5 +243,7 @@ class TrainingProcess:
                     self._token.request_stop(Stop.SHUTDOWN)
                 case TakeCheckpoint():
                     self._token.request_checkpoint()
-                case SnapshotReleased(slot, _):
-                    self._slots.released(slot)
+                case SlotsReady():
+                    self._snapshots.ready()
+                case SnapshotReleased(slot):
+                    self._snapshots.released(slot)
