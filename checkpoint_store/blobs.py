@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import secrets
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -50,6 +51,14 @@ class BlobStore(ABC):
     @abstractmethod
     def check(self) -> None:
         """Sees that the store answers and accepts the credentials; makes a missing bucket."""
+
+    @abstractmethod
+    def give_up(self) -> None:
+        """Calls that are tried again, now or later, end with their next failure."""
+
+    @abstractmethod
+    def free_bytes(self) -> int | None:
+        """Room for more objects; None where the store does not say."""
 
     @abstractmethod
     def put(self, key: str, data: Buffer) -> None:
@@ -152,6 +161,13 @@ class LocalBlobStore(BlobStore):
             probe.write_bytes(b"")
             probe.unlink()
             self._remove_stale()
+
+    def give_up(self) -> None:
+        """Nothing is tried again here."""
+
+    def free_bytes(self) -> int | None:
+        with self._reported():
+            return shutil.disk_usage(self._folder).free
 
     def put(self, key: str, data: Buffer) -> None:
         target = self._path(key)

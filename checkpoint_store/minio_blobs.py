@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -18,7 +19,9 @@ from minio.error import MinioException, S3Error
 from tenacity import (
     Retrying,
     retry_if_exception,
+    sleep_using_event,
     stop_before_delay,
+    stop_when_event_set,
     wait_exponential,
     wait_random,
 )
@@ -91,6 +94,7 @@ class MinioBlobStore(BlobStore):
         self._bucket = bucket
         self._url = f"s3+{'https' if secure else 'http'}://{endpoint}/{bucket}"
         self._retry_seconds = retry_seconds
+        self._given_up = threading.Event()
         pool = urllib3.PoolManager(
             num_pools=2,
             maxsize=_CONNECTIONS,
@@ -130,6 +134,13 @@ class MinioBlobStore(BlobStore):
                     raise
 
         self._retried(make_bucket_if_missing)
+
+    def give_up(self) -> None:
+        self._given_up.set()
+
+    def free_bytes(self) -> int | None:
+        """None: S3 has no word for it."""
+        return None
 
     def put(self, key: str, data: Buffer) -> None:
         check_key(key)
@@ -246,7 +257,8 @@ class MinioBlobStore(BlobStore):
         retrying = Retrying(
             retry=retry_if_exception(may_get_better),
             wait=wait_exponential(multiplier=0.1, max=5) + wait_random(0, 0.2),
-            stop=stop_before_delay(self._retry_seconds),
+            stop=stop_before_delay(self._retry_seconds) | stop_when_event_set(self._given_up),
+            sleep=sleep_using_event(self._given_up),
             reraise=True,
         )
         try:

@@ -85,7 +85,7 @@ class LocalTrainingOrchestrator:
         self,
         train: Train,
         snapshot_taken: Callable[[SnapshotTaken], None],
-        prepare: Callable[[int], Awaitable[None]],
+        prepare: Callable[[SlotsWanted], Awaitable[None]],
         resume_context: SlotContent | None = None,
         digests: Mapping[str, str] | None = None,
     ) -> Finished | Failed:
@@ -95,7 +95,7 @@ class LocalTrainingOrchestrator:
             train: What to train.
             snapshot_taken: Called with each snapshot that is to become a checkpoint; its slot is
                 left alone until `release`.
-            prepare: Called with the bytes of a snapshot before the first step; makes the slots.
+            prepare: Called before the first step; makes the slots.
             resume_context: The snapshot to go on from; None trains from the beginning.
             digests: Of the resume context by kind; what the process restores is held against them.
         """
@@ -126,9 +126,8 @@ class LocalTrainingOrchestrator:
         """What the next process is told: what the last one accepted, it need not prove again."""
         if self._accepted is not None:
             train = replace(train, lineage=self._accepted.lineage, fingerprint={}, replay=None)
-        newest = self._slots.newest
-        taken = None if newest is None else self._taken.get(newest.slot)
-        if taken is not None and newest is not resume_context:
+        taken = self.newest_taken
+        if taken is not None and taken.content is not resume_context:
             train = replace(
                 train,
                 fingerprint=taken.fingerprint,
@@ -167,6 +166,12 @@ class LocalTrainingOrchestrator:
         self._held.discard(slot)
         if self._child is not None:
             await self._child.send(SnapshotReleased(slot))
+
+    @property
+    def newest_taken(self) -> SnapshotTaken | None:
+        """The newest complete snapshot that this attempt took."""
+        newest = self._slots.newest
+        return None if newest is None else self._taken.get(newest.slot)
 
     @property
     def newer_waits(self) -> bool:
@@ -224,9 +229,9 @@ class LocalTrainingOrchestrator:
                     await self._pass_on(child, TrainingProgress.FromString(said))
                 case SnapshotBegun() | SnapshotTaken() | SnapshotHandedOver():
                     self._note_snapshot(said)
-                case SlotsWanted(length):
+                case SlotsWanted():
                     try:
-                        await self._prepare(length)
+                        await self._prepare(said)
                     except EverstepError as error:
                         await child.stop()
                         return Failed(error.reason, error.message)

@@ -15,6 +15,7 @@ from trainer_service.journal import Journal
 from trainer_service.registration import Registration
 from trainer_service.servicer import TrainerServicer
 from trainer_service.settings import TrainerSettings
+from trainer_service.spool import Spool
 from trainer_service.trainings import Trainings
 
 _log = structlog.get_logger(__name__)
@@ -45,7 +46,8 @@ async def serve(settings: TrainerSettings) -> None:
         closing.callback(journal.close)
         spares = SpareChildren(settings.spare_children)
         closing.push_async_callback(spares.close)
-        trainings = Trainings(settings, store, journal, spares)
+        spool = Spool(settings.state_dir / "spool")
+        trainings = Trainings(settings, store, journal, spares, spool)
         await trainings.recover()
         health = serving.add_health(server)
         if settings.reflection:

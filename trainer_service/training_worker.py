@@ -12,37 +12,26 @@ from google.protobuf import json_format
 from checkpoint_store.blobs import BlobStore
 from everstep.errors import EverstepError, Reason
 from everstep.strategy import strategy_content, strategy_digest
-from everstep.training.v1 import progress_pb2
-from everstep.training.v1.checkpoint_pb2 import Checkpoint, CheckpointReference
+from everstep.training.v1.checkpoint_pb2 import CheckpointReference
 from everstep.training.v1.progress_pb2 import (
     Phase,
     PhaseChanged,
-    TrainingError,
     TrainingProgress,
-    TrainingResult,
 )
 from everstep.training.v1.strategy_pb2 import StrategyOverrides, TrainingStrategy
-from trainer_service.child.pipe import Failed, Finished, SlotContent, Train
+from trainer_service.child.pipe import Failed, Finished, SlotContent, SlotsWanted, Train
 from trainer_service.child_process import SpareChildren
+from trainer_service.last_words import failed, last_word, replaced_word
 from trainer_service.local_orchestrator import LocalTrainingOrchestrator
+from trainer_service.preflight import SnapshotSize, check_room, try_store
 from trainer_service.progress import AttemptProgress
 from trainer_service.restorer import RestoredCheckpoint, check_strategy_digest, restore
 from trainer_service.settings import TrainerSettings
 from trainer_service.slots import MemorySlots
+from trainer_service.spool import Spool, SpooledSnapshot, as_shutdown
 from trainer_service.uploader import UploadContext, Uploader
 
 _log = structlog.get_logger(__name__)
-
-#: Another attempt may go better: the training itself is not at fault.
-RESTARTABLE = frozenset(
-    {
-        Reason.DRAINING,
-        Reason.TRAINER_RESTARTED,
-        Reason.TRAINING_PROCESS_DIED,
-        Reason.STORE_UNAVAILABLE,
-        Reason.CHECKPOINT_CORRUPT,
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -69,6 +58,7 @@ class TrainingWorker:
         progress: AttemptProgress,
         store: BlobStore,
         spares: SpareChildren,
+        spool: Spool,
         settings: TrainerSettings,
     ) -> None:
         self._request = request
@@ -77,27 +67,31 @@ class TrainingWorker:
         self._settings = settings
         self._slots = MemorySlots()
         self._orchestrator = LocalTrainingOrchestrator(spares, self._slots, progress, settings)
+        self._spool = spool
+        self._uploader: Uploader | None = None
+        self._outcome: Finished | Failed | None = None
         self._replaced_by: int | None = None
 
     async def run(self) -> None:
-        """Trains; whatever happens, the attempt's last word is published."""
+        """Trains; whatever happens, the attempt's last word is published.
+
+        Cancelled, it says none: what is not stored yet is kept on disk, for the next start.
+        """
         try:
-            last_word = await self._train()
+            word = await self._train()
         except EverstepError as error:
-            last_word = failed(error)
+            word = failed(error)
         except Exception as error:
             _log.exception("attempt failed", operation_id=self._request.operation_id)
-            last_word = failed(EverstepError(Reason.INTERNAL, f"the trainer failed: {error}"))
+            word = failed(EverstepError(Reason.INTERNAL, f"the trainer failed: {error}"))
+        except asyncio.CancelledError:
+            await asyncio.to_thread(self._keep_on_disk)
+            raise
         finally:
             self._slots.close()
         if self._replaced_by is not None:
-            last_word = failed(
-                EverstepError(
-                    Reason.ATTEMPT_REPLACED,
-                    f"attempt {self._replaced_by} has replaced this one; watch that one",
-                )
-            )
-        await self._progress.publish(last_word)
+            word = replaced_word(self._replaced_by)
+        await self._progress.publish(word)
 
     async def cancel(self, discard: bool) -> None:
         """Stops after the current step, with a checkpoint unless discarded."""
@@ -118,9 +112,11 @@ class TrainingWorker:
 
     async def _train(self) -> TrainingProgress:
         await self._phase(Phase.PHASE_PREPARING)
-        await asyncio.to_thread(self._store.check)
+        await asyncio.to_thread(
+            try_store, self._store, self._request.operation_id, self._request.attempt
+        )
         restored = await self._restore()
-        uploader = Uploader(
+        self._uploader = uploader = Uploader(
             self._store,
             self._slots,
             self._progress,
@@ -136,7 +132,7 @@ class TrainingWorker:
         )
         resume_context: SlotContent | None = None if restored is None else restored.content
         try:
-            outcome = await self._orchestrator.run(
+            self._outcome = outcome = await self._orchestrator.run(
                 self._train_word(restored),
                 uploader.submit,
                 self._prepare,
@@ -146,7 +142,7 @@ class TrainingWorker:
             await self._drain(uploader)
         finally:
             await uploader.close()
-        return self._last_word(outcome, uploader)
+        return last_word(outcome, uploader.committed, uploader.error, self._progress.position)
 
     async def _drain(self, uploader: Uploader) -> None:
         """Waits until all is stored, unless it is not wanted any more."""
@@ -169,9 +165,32 @@ class TrainingWorker:
             check_strategy_digest(restored.manifest, strategy_digest(self._request.strategy))
         return restored
 
-    async def _prepare(self, length: int) -> None:
-        """Before the first step: memory for snapshots of that length."""
-        await asyncio.to_thread(self._slots.reserve, length)
+    def _keep_on_disk(self) -> None:
+        """The newest snapshot, unless it is stored or not wanted."""
+        snapshot, uploader = self._orchestrator.newest_taken, self._uploader
+        if snapshot is None or uploader is None or self._orchestrator.discarded.is_set():
+            return
+        if uploader.stored is snapshot:
+            return
+        spooled = SpooledSnapshot(uploader.context, as_shutdown(snapshot), self._outcome)
+        try:
+            with self._slots.view(snapshot.content.slot) as memory:
+                self._spool.write(spooled, memory)
+        except OSError as error:
+            _log.error("the newest snapshot could not be kept on disk", error=str(error))
+            return
+        _log.warning("the store is away; the newest snapshot is kept on disk", step=snapshot.step)
+
+    async def _prepare(self, wanted: SlotsWanted) -> None:
+        """Before the first step: memory for snapshots, and room for checkpoints."""
+        await asyncio.to_thread(
+            check_room,
+            self._store,
+            self._request.strategy.checkpoint,
+            SnapshotSize(wanted.length, wanted.changing),
+            resumed=self._request.checkpoint is not None,
+        )
+        await asyncio.to_thread(self._slots.reserve, wanted.length)
 
     def _reference(self) -> CheckpointReference:
         assert self._request.checkpoint is not None
@@ -211,59 +230,3 @@ class TrainingWorker:
 
     async def _phase(self, phase: Phase.ValueType) -> None:
         await self._progress.publish(TrainingProgress(phase_changed=PhaseChanged(phase=phase)))
-
-    def _last_word(self, outcome: Finished | Failed, uploader: Uploader) -> TrainingProgress:
-        checkpoint = uploader.committed
-        if isinstance(outcome, Failed):
-            return failed_word(outcome, checkpoint)
-        if outcome.outcome == "cancelled":
-            return TrainingProgress(cancelled=progress_pb2.Cancelled(checkpoint=checkpoint))
-        if outcome.outcome == "handed_over":
-            draining = EverstepError(
-                Reason.DRAINING, "the trainer stops; another one goes on from the checkpoint"
-            )
-            return failed(draining, checkpoint)
-        if uploader.error is not None or checkpoint is None:
-            return failed(
-                uploader.error
-                or EverstepError(Reason.INTERNAL, "the training ended without a checkpoint"),
-                checkpoint,
-            )
-        result = TrainingResult(checkpoint=checkpoint, digests=checkpoint.digests)
-        json_format.ParseDict(outcome.result, result)
-        word = TrainingProgress(completed=progress_pb2.Completed(result=result))
-        word.position.CopyFrom(self._progress.position)
-        word.position.fraction = 1.0
-        word.position.eta_seconds = 0.0
-        return word
-
-
-def failed(error: EverstepError, checkpoint: Checkpoint | None = None) -> TrainingProgress:
-    """The last word of an attempt that ended with an error."""
-    return failed_word(
-        Failed(
-            error.reason,
-            error.message,
-            tuple((violation.field, violation.description) for violation in error.violations),
-        ),
-        checkpoint,
-    )
-
-
-def failed_word(error: Failed, checkpoint: Checkpoint | None) -> TrainingProgress:
-    """The last word of an attempt whose training process ended with an error."""
-    return TrainingProgress(
-        failed=progress_pb2.Failed(
-            error=TrainingError(
-                reason=error.reason,
-                message=error.message,
-                violations=[
-                    progress_pb2.FieldViolation(field=field, description=description)
-                    for field, description in error.violations
-                ],
-                detail=error.detail,
-                restartable=error.reason in RESTARTABLE,
-            ),
-            checkpoint=checkpoint,
-        )
-    )

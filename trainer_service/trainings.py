@@ -15,9 +15,12 @@ from everstep.errors import EverstepError, Reason
 from everstep.trainer.v1.trainer_pb2 import Training
 from trainer_service.child_process import SpareChildren
 from trainer_service.journal import Journal
+from trainer_service.last_words import failed
 from trainer_service.progress import AttemptProgress
 from trainer_service.settings import TrainerSettings
-from trainer_service.training_worker import TrainingRequest, TrainingWorker, failed
+from trainer_service.spool import Spool
+from trainer_service.spooled_attempt import SpooledAttempt
+from trainer_service.training_worker import TrainingRequest, TrainingWorker
 
 _log = structlog.get_logger(__name__)
 
@@ -29,7 +32,7 @@ class RunningTraining:
     """An attempt at work."""
 
     attempt: int
-    worker: TrainingWorker
+    worker: TrainingWorker | SpooledAttempt
     task: asyncio.Task[None]
 
 
@@ -37,12 +40,18 @@ class Trainings:
     """Which attempts there are on this trainer, running or finished and not yet forgotten."""
 
     def __init__(
-        self, settings: TrainerSettings, store: BlobStore, journal: Journal, spares: SpareChildren
+        self,
+        settings: TrainerSettings,
+        store: BlobStore,
+        journal: Journal,
+        spares: SpareChildren,
+        spool: Spool,
     ) -> None:
         self._settings = settings
         self._store = store
         self._journal = journal
         self._spares = spares
+        self._spool = spool
         self._attempts: dict[tuple[str, int], AttemptProgress] = {}
         self._started: dict[tuple[str, int], float] = {}
         #: The newest attempt of each operation, forgotten ones too.
@@ -65,14 +74,9 @@ class Trainings:
             self._attempts[key] = progress
             self._started[key] = row.start_time
             if not row.finished:
-                await progress.publish(
-                    failed(
-                        EverstepError(
-                            Reason.TRAINER_RESTARTED,
-                            "the trainer was restarted; resume from the newest checkpoint",
-                        )
-                    )
-                )
+                await self._take_up(progress)
+        unfinished = {key for key, progress in self._attempts.items() if not progress.finished}
+        await asyncio.to_thread(self._spool.keep_only, unfinished)
 
     async def begin(self, request: TrainingRequest) -> AttemptProgress:
         """Begins an attempt, or joins it when it is known already.
@@ -168,7 +172,7 @@ class Trainings:
         ]
 
     async def drain(self) -> None:
-        """Stops every training with a checkpoint; after the grace, without."""
+        """Stops every training with a checkpoint; after the grace it is left on disk."""
         self.draining = True
         running = list(self._running.values())
         for training in running:
@@ -176,11 +180,13 @@ class Trainings:
         tasks = [training.task for training in running]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=self._settings.stop_grace_seconds)
+            if late:
+                self._store.give_up()
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    def _worker(self, operation_id: str, attempt: int) -> TrainingWorker | None:
+    def _worker(self, operation_id: str, attempt: int) -> TrainingWorker | SpooledAttempt | None:
         self.find(operation_id, attempt)
         running = self._running.get(operation_id)
         return running.worker if running is not None and running.attempt == attempt else None
@@ -203,17 +209,39 @@ class Trainings:
         key = (request.operation_id, request.attempt)
         await asyncio.to_thread(self._journal.open_attempt, *key)
         progress = AttemptProgress(self._journal, *key)
-        worker = TrainingWorker(request, progress, self._store, self._spares, self._settings)
+        worker = TrainingWorker(
+            request, progress, self._store, self._spares, self._spool, self._settings
+        )
         self._attempts[key] = progress
         now = Timestamp()
         now.GetCurrentTime()
         self._started[key] = now.ToNanoseconds() / 1e9
         self._newest[request.operation_id] = request.attempt
-        task = asyncio.create_task(self._run(request.operation_id, worker))
-        self._running[request.operation_id] = RunningTraining(request.attempt, worker, task)
+        self._run(request.operation_id, request.attempt, worker)
         return progress
 
-    async def _run(self, operation_id: str, worker: TrainingWorker) -> None:
+    async def _take_up(self, progress: AttemptProgress) -> None:
+        """An attempt that ran when the trainer stopped: what it left on disk is stored now."""
+        spooled = await asyncio.to_thread(self._spool.find, progress.operation_id, progress.attempt)
+        if spooled is not None:
+            attempt = SpooledAttempt(spooled, progress, self._store, self._spool)
+            self._run(progress.operation_id, progress.attempt, attempt)
+            return
+        restarted = EverstepError(
+            Reason.TRAINER_RESTARTED,
+            "the trainer was restarted; resume from the newest checkpoint",
+        )
+        await progress.publish(failed(restarted))
+
+    def _run(
+        self, operation_id: str, attempt: int, worker: TrainingWorker | SpooledAttempt
+    ) -> None:
+        task = asyncio.create_task(self._run_to_its_end(operation_id, worker))
+        self._running[operation_id] = RunningTraining(attempt, worker, task)
+
+    async def _run_to_its_end(
+        self, operation_id: str, worker: TrainingWorker | SpooledAttempt
+    ) -> None:
         try:
             await worker.run()
         finally:

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,7 +44,7 @@ class UploadContext:
     attempt: int
     strategy: dict[str, Any]
     strategy_digest: str
-    #: The manifest that this attempt went on from.
+    #: The manifest before: of this attempt, or the one that it went on from.
     parent: str | None
 
 
@@ -68,14 +68,15 @@ class Uploader:
         self._store = store
         self._slots = slots
         self._progress = progress
-        self._context = context
+        #: Of the next checkpoint.
+        self.context = context
         self._released = released
         self._newer_waits = newer_waits
         self._uploads: asyncio.Queue[SnapshotTaken] = asyncio.Queue()
         self._runner: asyncio.Task[None] | None = None
-        self._parent = context.parent
-        #: The newest checkpoint of this attempt.
+        #: The newest checkpoint of this attempt, and the snapshot that it was made of.
         self.committed: Checkpoint | None = None
+        self.stored: SnapshotTaken | None = None
         #: Why the newest snapshot could not be stored; None when it was.
         self.error: EverstepError | None = None
 
@@ -103,7 +104,7 @@ class Uploader:
             except EverstepError as error:
                 self.error = error
             except Exception as error:
-                _log.exception("upload failed", operation_id=self._context.operation_id)
+                _log.exception("upload failed", operation_id=self.context.operation_id)
                 self.error = EverstepError(Reason.INTERNAL, f"the upload failed: {error}")
             finally:
                 self._uploads.task_done()
@@ -123,16 +124,11 @@ class Uploader:
                     continue
                 raise
             self.error = None
-            self._parent = committed.manifest_key
-            self.committed = checkpoint_message(committed)
+            self.context = replace(self.context, parent=committed.manifest_key)
+            self.committed, self.stored = checkpoint_message(committed), snapshot
+            seconds = time.monotonic() - began
             await self._progress.publish(
-                TrainingProgress(
-                    checkpoint_committed=CheckpointCommitted(
-                        checkpoint=self.committed,
-                        stall_seconds=snapshot.stall_seconds,
-                        upload_seconds=time.monotonic() - began,
-                    )
-                )
+                committed_event(self.committed, snapshot.stall_seconds, seconds)
             )
             return
 
@@ -150,28 +146,50 @@ class Uploader:
         )
 
     def _commit(self, snapshot: SnapshotTaken) -> CommittedCheckpoint:
-        draft = CheckpointDraft(
-            checkpoint_id=f"ck-{snapshot.step}-{secrets.token_hex(5)}",
-            operation_id=self._context.operation_id,
-            attempt=self._context.attempt,
-            epoch=snapshot.epoch,
-            step=snapshot.step,
-            trigger=snapshot.trigger,
-            create_time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            parent=self._parent,
-            blobs=tuple((blob.kind, blob.offset, blob.length) for blob in snapshot.content.blobs),
-            state=snapshot.content.state,
-            metrics=snapshot.metrics,
-            monitor=snapshot.monitor,
-            monitor_value=snapshot.monitor_value,
-            strategy=self._context.strategy,
-            strategy_digest=self._context.strategy_digest,
-            data_digest=snapshot.data_digest,
-            fingerprint=snapshot.fingerprint,
-            lineage=tuple(lineage.LineageEvent.from_json(event) for event in snapshot.lineage),
-        )
         with self._slots.view(snapshot.content.slot) as memory:
-            return commit_checkpoint(self._store, draft, memory)
+            return commit_snapshot(self._store, self.context, snapshot, memory)
+
+
+def commit_snapshot(
+    store: BlobStore, context: UploadContext, snapshot: SnapshotTaken, memory: memoryview
+) -> CommittedCheckpoint:
+    """Makes a checkpoint of a snapshot that stands in memory.
+
+    Raises:
+        EverstepError: As `commit_checkpoint`.
+    """
+    draft = CheckpointDraft(
+        checkpoint_id=f"ck-{snapshot.step}-{secrets.token_hex(5)}",
+        operation_id=context.operation_id,
+        attempt=context.attempt,
+        epoch=snapshot.epoch,
+        step=snapshot.step,
+        trigger=snapshot.trigger,
+        create_time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        parent=context.parent,
+        blobs=tuple((blob.kind, blob.offset, blob.length) for blob in snapshot.content.blobs),
+        state=snapshot.content.state,
+        metrics=snapshot.metrics,
+        monitor=snapshot.monitor,
+        monitor_value=snapshot.monitor_value,
+        strategy=context.strategy,
+        strategy_digest=context.strategy_digest,
+        data_digest=snapshot.data_digest,
+        fingerprint=snapshot.fingerprint,
+        lineage=tuple(lineage.LineageEvent.from_json(event) for event in snapshot.lineage),
+    )
+    return commit_checkpoint(store, draft, memory)
+
+
+def committed_event(
+    checkpoint: Checkpoint, stall_seconds: float, upload_seconds: float
+) -> TrainingProgress:
+    """CheckpointCommitted, with how long training waited and how long the way took."""
+    return TrainingProgress(
+        checkpoint_committed=CheckpointCommitted(
+            checkpoint=checkpoint, stall_seconds=stall_seconds, upload_seconds=upload_seconds
+        )
+    )
 
 
 def checkpoint_message(committed: CommittedCheckpoint) -> Checkpoint:

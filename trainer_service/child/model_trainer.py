@@ -64,7 +64,8 @@ class ModelTrainer:
         cancellation_token: Looked at after every optimizer step and evaluation batch.
         checkpoint_callback: Called when a snapshot is due, with what captures the live state.
         resume_context: What to go on from.
-        state_built: Called before the first step with the bytes that a snapshot will take.
+        state_built: Called before the first step with the bytes that a snapshot will take, and
+            those of them that steps may change.
         stream: The examples, where they keep their own position (`state_dict`).
     """
 
@@ -79,7 +80,7 @@ class ModelTrainer:
         cancellation_token: CancellationToken | None = None,
         checkpoint_callback: CheckpointCallback | None = None,
         resume_context: TrainingResumeContext | None = None,
-        state_built: Callable[[int], None] | None = None,
+        state_built: Callable[[int, int], None] | None = None,
         stream: Any = None,
     ) -> None:
         self.loss = loss
@@ -105,7 +106,7 @@ class ModelTrainer:
         self._progress_callback = progress_callback or (lambda _position, _event: None)
         self._token = cancellation_token or CancellationToken()
         self._checkpoint_callback = checkpoint_callback or (lambda _trigger, _capture: None)
-        self._state_built = state_built or (lambda _length: None)
+        self._state_built = state_built or (lambda _length, _changing: None)
         self._cadence = SnapshotCadence(config.checkpoint, config.stall_budget, time.monotonic())
         #: Whether the live state is that of a whole optimizer step.
         self._whole = True
@@ -151,7 +152,7 @@ class ModelTrainer:
             weighted=config.weighted,
             dtype=weights_type(config.precision),
         )
-        self._state_built(snapshot_bytes(state, self.position().total_steps))
+        self._state_built(*snapshot_bytes(state, self.position().total_steps))
         self._began, self._first_step = time.monotonic(), state.step
         self._report(PhaseChanged("TRAINING"))
         try:

@@ -136,8 +136,9 @@ class Accepted:
 class SlotsWanted:
     """Child to trainer: the state is built, before its first step; it waits for `SlotsReady`."""
 
-    #: Of one snapshot, when all of the state is there.
+    #: Of one snapshot, when all of the state is there; and of that, what steps may change.
     length: int
+    changing: int
 
 
 @dataclass(frozen=True)

@@ -66,12 +66,12 @@ class Snapshots:
         self._waiting = train.waiting
         self._due_step = None if train.resume is None else int(train.resume.state["step"])
 
-    def prepare(self, length: int) -> None:
+    def prepare(self, length: int, changing: int) -> None:
         """Waits until there are slots of that length, and maps them."""
         if length <= self._length:
             return
         self._ready.clear()
-        self._pipe.send(SlotsWanted(length))
+        self._pipe.send(SlotsWanted(length, changing))
         self._ready.wait()
         self._memory.map(length)
         self._length = length

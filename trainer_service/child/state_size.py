@@ -15,12 +15,15 @@ from trainer_service.child.training_state import TrainingState
 _MOST_STEPS: Final = 1_000_000
 
 
-def snapshot_bytes(state: TrainingState, steps: int) -> int:
+def snapshot_bytes(state: TrainingState, steps: int) -> tuple[int, int]:
     """The length of a slot for a training's last snapshot: with best weights and optimizer.
 
     Args:
         state: Built, or restored.
         steps: Optimizer steps of the whole training.
+
+    Returns:
+        The length, and how much of it steps may change.
     """
     now = state.capture({})
     later = replace(
@@ -29,7 +32,11 @@ def snapshot_bytes(state: TrainingState, steps: int) -> int:
         best_model_weights=state.evaluated_model.state_dict(),
         trace=_trace(min(steps, _MOST_STEPS)),
     )
-    return max(total_bytes(later.tensor_groups()), total_bytes(now.tensor_groups()))
+    groups = later.tensor_groups()
+    frozen = set(now.module_modes["frozen"])
+    changing = [(kind, tensors) for kind, tensors in groups if frozen.isdisjoint(tensors)]
+    length = max(total_bytes(groups), total_bytes(now.tensor_groups()))
+    return length, total_bytes(changing)
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -51,7 +51,8 @@ class TrainingPipeline:
         cancellation_token: Looked at after every step.
         checkpoint_callback: Called when a snapshot is due, with what captures the live state.
         data_loaded: Called once the data is there.
-        state_built: Called before the first step with the bytes that a snapshot will take.
+        state_built: Called before the first step with the bytes that a snapshot will take, and
+            those of them that steps may change.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class TrainingPipeline:
         cancellation_token: CancellationToken,
         checkpoint_callback: CheckpointCallback,
         data_loaded: Callable[[LoadedData], None] = lambda _data: None,
-        state_built: Callable[[int], None] = lambda _length: None,
+        state_built: Callable[[int, int], None] = lambda _length, _changing: None,
     ) -> None:
         self._settings = settings
         self._progress_callback = progress_callback
