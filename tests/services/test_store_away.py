@@ -163,11 +163,12 @@ def test_a_final_state_that_a_stop_cannot_store_still_completes(
     last_seen = until(
         stream, lambda m: kind(m) == "epoch_completed" and m.epoch_completed.epoch == 5
     )
-    until(stream, lambda m: kind(m) == "phase_changed" or kind(m) == "checkpoint_delayed")
+    until(stream, lambda m: kind(m) == "phase_changed")
     trainer.stop()
     own_minio.start()
     trainer.start()
     last = list(watch(TrainerServiceStub(connect(trainer)), after=last_seen.index))[-1]
+    # The process may have been stopped in its last evaluation: then a resume has nothing to train.
     assert kind(last) in ("completed", "failed"), last
     if kind(last) == "completed":
         assert dict(last.completed.result.digests) == wanted
