@@ -17,7 +17,12 @@ from trainer_service.child.pipe import Finished
 from trainer_service.last_words import failed, last_word, replaced_word
 from trainer_service.progress import AttemptProgress
 from trainer_service.spool import Spool, SpooledSnapshot
-from trainer_service.uploader import checkpoint_message, commit_snapshot, committed_event
+from trainer_service.uploader import (
+    AGAIN_SECONDS,
+    checkpoint_message,
+    commit_snapshot,
+    committed_event,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -48,6 +53,13 @@ class SpooledAttempt:
             checkpoint = await self._store_it()
         except EverstepError as fault:
             error = fault
+        except Exception as fault:
+            _log.exception("the spooled snapshot cannot be read")
+            error = EverstepError(
+                Reason.TRAINER_RESTARTED,
+                f"the trainer was restarted, and what it kept on disk cannot be read ({fault}); "
+                "resume from the newest checkpoint",
+            )
         if self._stopping and checkpoint is None:
             return
         await self._progress.publish(self._last_word(checkpoint, error))
@@ -86,8 +98,10 @@ class SpooledAttempt:
                     checkpoint = checkpoint_message(storing.result())
                 except EverstepError as error:
                     _log.warning("the spooled snapshot is not stored yet", error=error.message)
-                    if error.reason is not Reason.STORE_UNAVAILABLE:
+                    if error.reason is Reason.CHECKPOINT_CORRUPT:
                         raise
+                    # Whatever is wrong with the store can be mended; what is on disk stays there.
+                    await asyncio.wait([giving_up], timeout=AGAIN_SECONDS)
                     continue
                 stall = self._spooled.snapshot.stall_seconds
                 seconds = time.monotonic() - began

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -34,6 +34,9 @@ from trainer_service.progress import AttemptProgress
 from trainer_service.slots import MemorySlots
 
 _log = structlog.get_logger(__name__)
+
+#: Before an upload that failed is tried once more: a folder fails at once, a server after a while.
+AGAIN_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ class Uploader:
                     await self._delayed(snapshot, error)
                     said = True
                 if error.reason is Reason.STORE_UNAVAILABLE and not self._newer_waits():
+                    await asyncio.sleep(AGAIN_SECONDS)
                     continue
                 raise
             self.error = None

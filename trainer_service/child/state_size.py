@@ -46,7 +46,7 @@ def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     twin = _without_memory(optimizer)
     try:
         twin.step()
-    except Exception:
+    except (RuntimeError, AssertionError, TypeError):
         # Not every optimizer can do so; most keep two values for each parameter.
         parameters = [p for group in twin.param_groups for p in group["params"]]
         two = {index: {"first": p, "second": p} for index, p in enumerate(parameters)}
