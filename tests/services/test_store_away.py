@@ -14,7 +14,7 @@ from everstep.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from everstep.training.v1.checkpoint_pb2 import CheckpointTrigger
 from everstep.training.v1.progress_pb2 import TrainingProgress
 from tests.services.conftest import ACCESS_KEY, SECRET_KEY
-from tests.services.processes import ServiceProcess
+from tests.services.processes import ServiceProcess, wait_for
 from tests.services.strategies import digits
 
 MakeTrainer = Callable[..., ServiceProcess]
@@ -135,7 +135,8 @@ def test_what_a_stop_cannot_store_is_stored_by_the_next_start(
     assert kind(rest[-1]) == "failed"
     assert rest[-1].failed.error.restartable
     assert rest[-1].failed.checkpoint == stored.checkpoint
-    assert list(spool.iterdir()) == []
+    # What is on disk goes only after the last word is in the journal.
+    wait_for(lambda: not list(spool.iterdir()), "the spooled snapshot to be removed")
 
     resumed = stub.ResumeTraining(
         trainer_pb2.ResumeTrainingRequest(
