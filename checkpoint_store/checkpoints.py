@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
+from checkpoint_store.blob_download import BlobDownload
 from checkpoint_store.blob_upload import BlobUpload, MemoryBlob
 from checkpoint_store.blobs import BlobStore
-from checkpoint_store.digests import (
-    blob_digest,
-    blob_key,
-    json_digest,
-    kind_digest,
-    tensor_digest,
-)
+from checkpoint_store.digests import blob_digest, json_digest, kind_digest
 from checkpoint_store.lineage import LineageEvent
-from checkpoint_store.manifest import BlobEntry, Manifest, TensorEntry, manifest_key
-from checkpoint_store.manifest_reading import corrupt, read_manifest
-from checkpoint_store.parallel import in_parallel
-from checkpoint_store.safetensors_layout import align, parse_header
-from everstep.errors import EverstepError, Reason
+from checkpoint_store.manifest import BlobEntry, Manifest, manifest_key
+from checkpoint_store.manifest_reading import read_manifest
+from checkpoint_store.safetensors_layout import align
 
 __all__ = [
     "CheckpointDraft",
@@ -31,6 +25,7 @@ __all__ = [
     "restore_blobs",
     "restored_bytes",
     "state_digests",
+    "stored_bytes",
     "verify_checkpoint",
 ]
 
@@ -75,7 +70,11 @@ class CommittedCheckpoint:
 
 
 def commit_checkpoint(
-    store: BlobStore, draft: CheckpointDraft, memory: memoryview, parallelism: int = 2
+    store: BlobStore,
+    draft: CheckpointDraft,
+    memory: memoryview,
+    parallelism: int = 2,
+    brought: Callable[[int], None] = lambda _bytes: None,
 ) -> CommittedCheckpoint:
     """Stores a state that stands in memory as safetensors files.
 
@@ -87,6 +86,7 @@ def commit_checkpoint(
         draft: What the manifest says.
         memory: Holds the draft's blobs; not written while this runs.
         parallelism: Blobs hashed and uploaded at a time.
+        brought: Called with the bytes of each blob that is in the store, from any thread.
 
     Raises:
         EverstepError: STORE_UNAVAILABLE and the like; CHECKPOINT_CORRUPT when memory holds no
@@ -96,13 +96,12 @@ def commit_checkpoint(
     for kind, offset, length in draft.blobs:
         if kind in _SMALL_STATE or not 0 <= offset <= offset + length <= len(memory):
             raise ValueError(f"no blob {kind} at {offset} + {length} in {len(memory)} bytes")
-    entries = in_parallel(parallelism, draft.blobs, lambda blob: _hash_blob(memory, blob))
+    entries, uploaded_bytes = BlobUpload(store, draft.parent, memory, parallelism, brought).run(
+        draft.blobs
+    )
     manifest = _complete(draft, entries)
     content = manifest.to_bytes()
     key = manifest_key(draft.operation_id, draft.attempt, draft.checkpoint_id)
-    uploaded_bytes = BlobUpload(store, draft.parent, memory, parallelism).run(
-        {entry.digest: blob for entry, blob in zip(entries, draft.blobs, strict=True)}
-    )
     store.put(key, content)
     return CommittedCheckpoint(manifest, key, blob_digest(content), uploaded_bytes)
 
@@ -112,8 +111,17 @@ def restored_bytes(manifest: Manifest) -> int:
     return max((offset + length for _, offset, length in _placed(manifest)), default=0)
 
 
+def stored_bytes(manifest: Manifest) -> int:
+    """Bytes of a checkpoint's blobs, each counted once: what a restore reads."""
+    return sum({blob.digest: blob.length for blob in manifest.blobs}.values())
+
+
 def restore_blobs(
-    store: BlobStore, manifest: Manifest, memory: memoryview, parallelism: int = 4
+    store: BlobStore,
+    manifest: Manifest,
+    memory: memoryview,
+    parallelism: int = 4,
+    received: Callable[[int], None] = lambda _bytes: None,
 ) -> tuple[MemoryBlob, ...]:
     """Reads a checkpoint's blobs into memory, each verified.
 
@@ -121,7 +129,8 @@ def restore_blobs(
         store: Where from.
         manifest: Of the checkpoint.
         memory: At least `restored_bytes` long.
-        parallelism: Blobs read at a time.
+        parallelism: Ranges of blobs read at a time.
+        received: Called with the bytes of each range that has come, from any thread.
 
     Returns:
         Where each blob of the manifest stands now, in its order; offsets are multiples of 64.
@@ -136,13 +145,12 @@ def restore_blobs(
     first: dict[str, MemoryBlob] = {}
     for entry, place in zip(manifest.blobs, placed, strict=True):
         first.setdefault(entry.digest, place)
-
-    def read(digest: str) -> None:
-        _, offset, length = first[digest]
-        with memory[offset : offset + length] as target:
-            _read_verified(store, manifest, digest, target)
-
-    in_parallel(parallelism, first, read)
+    with ExitStack() as views:
+        targets = {
+            digest: views.enter_context(memory[offset : offset + length])
+            for digest, (_, offset, length) in first.items()
+        }
+        BlobDownload(store, manifest, parallelism, received).run(targets)
     for entry, (_, offset, length) in zip(manifest.blobs, placed, strict=True):
         _, source, _ = first[entry.digest]
         if source != offset:
@@ -161,25 +169,12 @@ def verify_checkpoint(store: BlobStore, manifest: Manifest) -> tuple[int, int]:
     """
     lengths = {entry.digest: entry.length for entry in manifest.blobs}
     buffer = bytearray(max(lengths.values(), default=0))
+    download = BlobDownload(store, manifest, 1, lambda _bytes: None)
     with memoryview(buffer) as memory:
         for digest, length in lengths.items():
             with memory[:length] as target:
-                _read_verified(store, manifest, digest, target)
+                download.run({digest: target})
     return len(lengths), sum(lengths.values())
-
-
-def _hash_blob(memory: memoryview, blob: MemoryBlob) -> BlobEntry:
-    kind, offset, length = blob
-    with memory[offset : offset + length] as content:
-        tensors = []
-        for tensor in parse_header(content):
-            spec = tensor.spec
-            with content[tensor.offset : tensor.offset + tensor.length] as data:
-                digest = tensor_digest(spec.name, spec.dtype, spec.shape, data)
-            tensors.append(
-                TensorEntry(spec.name, spec.dtype, spec.shape, tensor.offset, tensor.length, digest)
-            )
-        return BlobEntry(kind, blob_digest(content), length, tuple(tensors))
 
 
 def _complete(draft: CheckpointDraft, entries: Sequence[BlobEntry]) -> Manifest:
@@ -232,24 +227,3 @@ def _placed(manifest: Manifest) -> tuple[MemoryBlob, ...]:
         placed.append((entry.kind, offset, entry.length))
         end = offset + entry.length
     return tuple(placed)
-
-
-def _read_verified(store: BlobStore, manifest: Manifest, digest: str, target: memoryview) -> None:
-    key = blob_key(digest)
-    try:
-        store.read_into(key, target)
-    except EverstepError as error:
-        if error.reason not in (Reason.BLOB_NOT_FOUND, Reason.CHECKPOINT_CORRUPT):
-            raise
-        fault = "is missing" if error.reason is Reason.BLOB_NOT_FOUND else "has another length"
-        raise _corrupt_blob(manifest, key, fault) from None
-    if blob_digest(target) != digest:
-        raise _corrupt_blob(manifest, key, "holds other bytes than were written")
-
-
-def _corrupt_blob(manifest: Manifest, key: str, fault: str) -> EverstepError:
-    return corrupt(
-        f"blob {key} of checkpoint {manifest.checkpoint_id} {fault}",
-        checkpoint_id=manifest.checkpoint_id,
-        blob=key,
-    )
