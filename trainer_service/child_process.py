@@ -34,14 +34,14 @@ class ChildProcess:
         self._sending = asyncio.Lock()
 
     @classmethod
-    async def start(cls) -> ChildProcess:
-        """Starts `python -m trainer_service.child`; it imports torch and waits for `Train`."""
+    async def start(cls, module: str = "trainer_service.child") -> ChildProcess:
+        """Starts `python -m MODULE`; it imports torch and waits for `Train`."""
         connection, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "trainer_service.child",
+                module,
                 str(child_end.fileno()),
                 pass_fds=(child_end.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
