@@ -7,10 +7,9 @@ import os
 import re
 import secrets
 import shutil
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +21,8 @@ from everstep.errors import EverstepError, Reason
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _PREFIX: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)*([A-Za-z0-9][A-Za-z0-9._-]*)?")
 _MAX_KEY_LENGTH: Final = 512
+#: Read at a time: small enough that the copy stays in the processor's cache.
+PIECE_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,20 @@ class BlobInfo:
     #: In bytes.
     size: int
     #: When it was put, by the store's clock; in UTC.
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class UnfinishedUpload:
+    """An object on its way into the store, or what is left of one whose writer died."""
+
+    #: Empty where the store does not know it.
+    key: str
+    #: The store's own name for the upload.
+    upload_id: str
+    #: What has arrived, in bytes.
+    size: int
+    #: When its newest part came, or it began; by the store's clock, in UTC.
     modified: datetime
 
 
@@ -85,12 +100,28 @@ class BlobStore(ABC):
         """
 
     @abstractmethod
+    def read_pieces(self, key: str) -> Iterator[memoryview]:
+        """An object's bytes in order, in small pieces; each is good until the next is asked for.
+
+        Raises:
+            EverstepError: BLOB_NOT_FOUND.
+        """
+
+    @abstractmethod
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         """The objects whose keys begin with a text, in no promised order."""
 
     @abstractmethod
     def delete(self, key: str) -> None:
         """Removes an object; fine when there is none."""
+
+    @abstractmethod
+    def unfinished_uploads(self) -> Iterator[UnfinishedUpload]:
+        """Every upload that was begun and not ended, whoever began it."""
+
+    @abstractmethod
+    def abort_upload(self, upload: UnfinishedUpload) -> None:
+        """Removes what has arrived of an upload; fine when it has ended."""
 
     @abstractmethod
     def download_url(self, key: str, expires: timedelta) -> str:
@@ -143,9 +174,6 @@ class LocalBlobStore(BlobStore):
     An object is written to `.incoming/` first, synced, and moved to its place.
     """
 
-    #: Files this old in `.incoming/` belong to nobody any more.
-    STALE_SECONDS: Final = 24 * 3600
-
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
         self._incoming = self._folder / ".incoming"
@@ -160,7 +188,6 @@ class LocalBlobStore(BlobStore):
             probe = self._incoming / f"check-{secrets.token_hex(8)}"
             probe.write_bytes(b"")
             probe.unlink()
-            self._remove_stale()
 
     def give_up(self) -> None:
         """Nothing is tried again here."""
@@ -216,6 +243,18 @@ class LocalBlobStore(BlobStore):
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 raise blob_not_found(key, self.url) from None
 
+    def read_pieces(self, key: str) -> Iterator[memoryview]:
+        path = self._path(key)
+        with self._reported():
+            try:
+                file = path.open("rb", buffering=0)
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                raise blob_not_found(key, self.url) from None
+            with file, memoryview(bytearray(PIECE_BYTES)) as piece:
+                while count := file.readinto(piece):
+                    with piece[:count] as content:
+                        yield content
+
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         check_prefix(prefix)
         folder = self._folder / prefix.rpartition("/")[0]
@@ -235,6 +274,17 @@ class LocalBlobStore(BlobStore):
                 return
             _sync_folder(path.parent)
 
+    def unfinished_uploads(self) -> Iterator[UnfinishedUpload]:
+        with self._reported():
+            for path in self._incoming.iterdir() if self._incoming.is_dir() else ():
+                info = _info(path.name, path)
+                if info is not None:
+                    yield UnfinishedUpload("", path.name, info.size, info.modified)
+
+    def abort_upload(self, upload: UnfinishedUpload) -> None:
+        with self._reported():
+            (self._incoming / check_key(upload.upload_id)).unlink(missing_ok=True)
+
     def download_url(self, key: str, expires: timedelta) -> str:
         """A file:// URL: it does not expire, and serves on this machine only."""
         del expires
@@ -242,13 +292,6 @@ class LocalBlobStore(BlobStore):
 
     def _path(self, key: str) -> Path:
         return self._folder / check_key(key)
-
-    def _remove_stale(self) -> None:
-        oldest = time.time() - self.STALE_SECONDS
-        for path in self._incoming.iterdir():
-            with suppress(FileNotFoundError):
-                if path.stat().st_mtime < oldest:
-                    path.unlink()
 
     @contextmanager
     def _reported(self) -> Iterator[None]:

@@ -17,9 +17,10 @@ from checkpoint_store.digests import (
 )
 from checkpoint_store.lineage import LineageEvent
 from checkpoint_store.manifest import BlobEntry, Manifest, TensorEntry, manifest_key
-from checkpoint_store.manifest_reading import corrupt, read_manifest
+from checkpoint_store.manifest_reading import corrupt_blob, read_manifest
 from checkpoint_store.parallel import in_parallel
 from checkpoint_store.safetensors_layout import align, parse_header
+from checkpoint_store.verification import verify_checkpoint
 from everstep.errors import EverstepError, Reason
 
 __all__ = [
@@ -150,24 +151,6 @@ def restore_blobs(
     return placed
 
 
-def verify_checkpoint(store: BlobStore, manifest: Manifest) -> tuple[int, int]:
-    """Reads every blob of a checkpoint once and compares it with its name.
-
-    Returns:
-        How many blobs and bytes were read.
-
-    Raises:
-        EverstepError: CHECKPOINT_CORRUPT naming the blob.
-    """
-    lengths = {entry.digest: entry.length for entry in manifest.blobs}
-    buffer = bytearray(max(lengths.values(), default=0))
-    with memoryview(buffer) as memory:
-        for digest, length in lengths.items():
-            with memory[:length] as target:
-                _read_verified(store, manifest, digest, target)
-    return len(lengths), sum(lengths.values())
-
-
 def _hash_blob(memory: memoryview, blob: MemoryBlob) -> BlobEntry:
     kind, offset, length = blob
     with memory[offset : offset + length] as content:
@@ -242,14 +225,6 @@ def _read_verified(store: BlobStore, manifest: Manifest, digest: str, target: me
         if error.reason not in (Reason.BLOB_NOT_FOUND, Reason.CHECKPOINT_CORRUPT):
             raise
         fault = "is missing" if error.reason is Reason.BLOB_NOT_FOUND else "has another length"
-        raise _corrupt_blob(manifest, key, fault) from None
+        raise corrupt_blob(manifest, key, fault) from None
     if blob_digest(target) != digest:
-        raise _corrupt_blob(manifest, key, "holds other bytes than were written")
-
-
-def _corrupt_blob(manifest: Manifest, key: str, fault: str) -> EverstepError:
-    return corrupt(
-        f"blob {key} of checkpoint {manifest.checkpoint_id} {fault}",
-        checkpoint_id=manifest.checkpoint_id,
-        blob=key,
-    )
+        raise corrupt_blob(manifest, key, "holds other bytes than were written")

@@ -6,7 +6,8 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from contextlib import closing
+from datetime import timedelta
 from functools import partial
 from itertools import islice
 from typing import BinaryIO, Final, TypeVar, cast
@@ -28,13 +29,17 @@ from tenacity import (
 from urllib3.exceptions import HTTPError, IncompleteRead
 
 from checkpoint_store.blobs import (
+    PIECE_BYTES,
     BlobInfo,
     BlobStore,
+    UnfinishedUpload,
     check_key,
     check_prefix,
     wrong_size,
 )
 from checkpoint_store.digests import Buffer
+from checkpoint_store.minio_reading import ObjectReader
+from checkpoint_store.minio_uploads import abort_upload, uploaded_parts, uploads_page, utc
 from checkpoint_store.s3_errors import (
     NO_OBJECT,
     IncompletePutError,
@@ -54,8 +59,6 @@ SINGLE_PUT_BYTES: Final = 128 * 1024 * 1024
 #: The parts of a larger object; one at a time is copied.
 PART_BYTES: Final = 64 * 1024 * 1024
 _MIN_PART_BYTES: Final = 5 * 1024 * 1024
-#: Read at a time: small enough that the copy stays in the processor's cache.
-_CHUNK_BYTES: Final = 256 * 1024
 #: Objects in one answer to a listing.
 _PAGE_OBJECTS: Final = 1000
 _CONNECTIONS: Final = 16
@@ -168,6 +171,16 @@ class MinioBlobStore(BlobStore):
         check_key(key)
         self._retried(lambda: self._read_once(key, target), key)
 
+    def read_pieces(self, key: str) -> Iterator[memoryview]:
+        check_key(key)
+        with (
+            closing(ObjectReader(self._client, self._bucket, key)) as reader,
+            memoryview(bytearray(PIECE_BYTES)) as piece,
+        ):
+            while count := self._retried(lambda: reader.read_into(piece), key):
+                with piece[:count] as content:
+                    yield content
+
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         check_prefix(prefix)
         last: str | None = None
@@ -189,6 +202,25 @@ class MinioBlobStore(BlobStore):
                     raise
 
         self._retried(delete_once)
+
+    def unfinished_uploads(self) -> Iterator[UnfinishedUpload]:
+        seen: set[str] = set()
+        after = ("", "")
+        while True:
+            page = self._retried(partial(uploads_page, self._client, self._bucket, after))
+            new = [upload for upload in page.uploads if upload.upload_id not in seen]
+            for upload in new:
+                found = self._retried(partial(uploaded_parts, self._client, self._bucket, upload))
+                if found is not None:
+                    yield found
+            # A server that goes on in another order than it lists in must not keep us for ever.
+            if page.last is None or not new:
+                return
+            seen.update(upload.upload_id for upload in new)
+            after = page.last
+
+    def abort_upload(self, upload: UnfinishedUpload) -> None:
+        self._retried(partial(abort_upload, self._client, self._bucket, upload))
 
     def download_url(self, key: str, expires: timedelta) -> str:
         """A presigned GET; made here, without asking the server."""
@@ -221,7 +253,7 @@ class MinioBlobStore(BlobStore):
             if error.code in NO_OBJECT:
                 return None
             raise
-        return BlobInfo(key, found.size or 0, _utc(found.last_modified))
+        return BlobInfo(key, found.size or 0, utc(found.last_modified))
 
     def _read_once(self, key: str, target: memoryview) -> None:
         response = self._client.get_object(self._bucket, key)
@@ -232,7 +264,7 @@ class MinioBlobStore(BlobStore):
                 raise wrong_size(key, len(target), length)
             position = 0
             while position < length:
-                with target[position : position + _CHUNK_BYTES] as chunk:
+                with target[position : position + PIECE_BYTES] as chunk:
                     count = response.readinto(chunk)
                 if count == 0:
                     raise IncompleteRead(position, length - position)
@@ -248,7 +280,7 @@ class MinioBlobStore(BlobStore):
             self._bucket, prefix=prefix or None, recursive=True, start_after=after
         )
         return tuple(
-            BlobInfo(found.object_name or "", found.size or 0, _utc(found.last_modified))
+            BlobInfo(found.object_name or "", found.size or 0, utc(found.last_modified))
             for found in islice(objects, _PAGE_OBJECTS)
         )
 
@@ -280,7 +312,3 @@ class _MemoryReader(io.RawIOBase):
         part = bytes(self._content[self._position : end])
         self._position += len(part)
         return part
-
-
-def _utc(moment: datetime | None) -> datetime:
-    return moment.astimezone(UTC) if moment is not None else datetime.fromtimestamp(0, UTC)
