@@ -215,7 +215,10 @@ class LocalBlobStore(BlobStore):
     def stat(self, key: str) -> BlobInfo | None:
         path = self._path(key)
         with self._reported():
-            return _info(key, path)
+            info = _info(key, path)
+            if info is None:
+                self._see_folder()
+            return info
 
     def get(self, key: str) -> bytes:
         path = self._path(key)
@@ -223,6 +226,7 @@ class LocalBlobStore(BlobStore):
             try:
                 return path.read_bytes()
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                self._see_folder()
                 raise blob_not_found(key, self.url) from None
 
     def read_into(self, key: str, target: memoryview) -> None:
@@ -241,6 +245,7 @@ class LocalBlobStore(BlobStore):
                             raise wrong_size(key, size, position)
                         position += count
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                self._see_folder()
                 raise blob_not_found(key, self.url) from None
 
     def read_pieces(self, key: str) -> Iterator[memoryview]:
@@ -249,6 +254,7 @@ class LocalBlobStore(BlobStore):
             try:
                 file = path.open("rb", buffering=0)
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                self._see_folder()
                 raise blob_not_found(key, self.url) from None
             with file, memoryview(bytearray(PIECE_BYTES)) as piece:
                 while count := file.readinto(piece):
@@ -271,6 +277,7 @@ class LocalBlobStore(BlobStore):
             try:
                 path.unlink()
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                self._see_folder()
                 return
             _sync_folder(path.parent)
 
@@ -292,6 +299,15 @@ class LocalBlobStore(BlobStore):
 
     def _path(self, key: str) -> Path:
         return self._folder / check_key(key)
+
+    def _see_folder(self) -> None:
+        """What is not there is missing only if the store is there: its disk may be away."""
+        if not self._incoming.is_dir():
+            raise EverstepError(
+                Reason.STORE_UNAVAILABLE,
+                f"there is no store in {self._folder}; check that its disk is mounted and that "
+                "EVERSTEP_STORE_URL is right",
+            )
 
     @contextmanager
     def _reported(self) -> Iterator[None]:

@@ -58,7 +58,9 @@ def database_url(tmp_path: Path) -> str:
 
 @pytest.fixture
 def store(control_plane: ServiceProcess) -> BlobStore:
-    return open_blob_store(control_plane.settings["EVERSTEP_STORE_URL"])
+    opened = open_blob_store(control_plane.settings["EVERSTEP_STORE_URL"])
+    opened.check()
+    return opened
 
 
 @pytest.fixture

@@ -165,6 +165,22 @@ def test_what_is_on_its_way_into_a_folder_is_not_listed(tmp_path: Path) -> None:
     assert [info.key for info in store.list("")] == ["a/b"]
 
 
+def test_nothing_is_missing_from_a_folder_that_is_away(tmp_path: Path) -> None:
+    """An empty mount point: a checkpoint is not damaged, nor removed, for that."""
+    store = open_blob_store((tmp_path / "store").as_uri())
+    calls: list[Callable[[], object]] = [
+        lambda: store.stat("a/b"),
+        lambda: store.get("a/b"),
+        lambda: store.read_into("a/b", memoryview(bytearray(1))),
+        lambda: list(store.read_pieces("a/b")),
+        lambda: store.delete("a/b"),
+    ]
+    for make in (lambda: None, (tmp_path / "store").mkdir):
+        make()
+        for call in calls:
+            assert refused(call) is Reason.STORE_UNAVAILABLE
+
+
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "store").write_bytes(b"")
     store = open_blob_store((tmp_path / "store").as_uri())
