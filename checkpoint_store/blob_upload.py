@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 from checkpoint_store.blobs import BlobInfo, BlobStore
-from checkpoint_store.digests import blob_key
+from checkpoint_store.digests import blob_digest, blob_key, tensor_digest
+from checkpoint_store.manifest import BlobEntry, TensorEntry
 from checkpoint_store.manifest_reading import read_manifest
 from checkpoint_store.parallel import in_parallel
+from checkpoint_store.safetensors_layout import parse_header
+from checkpoint_store.sweeps import await_sweeps
 from everstep.errors import EverstepError, Reason
 
 #: A kind, and where its safetensors file stands in memory: offset and length in bytes.
@@ -18,77 +22,126 @@ MemoryBlob = tuple[str, int, int]
 #: Garbage collection spares what is younger than its grace (an hour). A stored blob older than
 #: this is relied on only if the parent checkpoint, which is kept meanwhile, names it too.
 REUSE_SECONDS: Final = 900
+#: Of the threads that hash and upload: the training on this machine comes first.
+NICENESS: Final = 10
 
 
 class BlobUpload:
-    """Brings a checkpoint's blobs into the store, leaving out what it has."""
+    """Brings a checkpoint's blobs into the store, leaving out what it has.
+
+    Each is hashed and goes on its way while others are hashed.
+
+    Args:
+        store: Where to.
+        parent: Key of the manifest before.
+        memory: Holds the blobs; not written meanwhile.
+        parallelism: Blobs at a time.
+        brought: Called with the bytes of each blob that is in the store, from any thread.
+    """
 
     def __init__(
-        self, store: BlobStore, parent: str | None, memory: memoryview, parallelism: int
+        self,
+        store: BlobStore,
+        parent: str | None,
+        memory: memoryview,
+        parallelism: int,
+        brought: Callable[[int], None],
     ) -> None:
         self._store = store
         self._parent = parent
         self._memory = memory
         self._parallelism = parallelism
+        self._brought = brought
+        #: Guards what follows.
+        self._changing = threading.Lock()
+        self._seen: set[str] = set()
+        #: Where the bytes stand of what was found in the store.
+        self._found: dict[str, MemoryBlob] = {}
+        #: Something was found that a collection may be removing now: uploaded all the same.
+        self._found_old = False
+        self._uploaded_bytes = 0
+        self._named_by_parent: frozenset[str] | None = None
 
-    def run(self, blobs: dict[str, MemoryBlob]) -> int:
+    def run(self, blobs: Sequence[MemoryBlob]) -> tuple[tuple[BlobEntry, ...], int]:
         """Returns with every blob in the store.
 
-        Args:
-            blobs: Where the bytes of each digest stand in memory.
-
         Returns:
-            Bytes that were uploaded.
+            What a manifest says of each, in their order; and the bytes that were uploaded.
         """
-        missing = self._missing(blobs)
-        self._upload(missing, blobs)
-        reused = [digest for digest in blobs if digest not in missing]
-        # A collection that began earlier may have removed what looked reusable a moment ago.
-        gone = [
-            digest
-            for digest, info in zip(reused, self._stat(reused), strict=True)
-            if info is None or info.size != blobs[digest][2]
-        ]
-        self._upload(gone, blobs)
-        return sum(blobs[digest][2] for digest in (*missing, *gone))
+        entries = in_parallel(self._parallelism, blobs, self._bring, NICENESS)
+        if self._found_old:
+            await_sweeps(self._store)
+        # A collection that began earlier may have removed what was there a moment ago.
+        in_parallel(self._parallelism, self._found.items(), self._bring_again, NICENESS)
+        return tuple(entries), self._uploaded_bytes
 
-    def _missing(self, blobs: dict[str, MemoryBlob]) -> list[str]:
-        """The digests that have to be uploaded."""
-        found = dict(zip(blobs, self._stat(blobs), strict=True))
-        stored = {
-            digest: info
-            for digest, info in found.items()
-            if info is not None and info.size == blobs[digest][2]
-        }
-        now = datetime.now(UTC)
-        old = {
-            digest
-            for digest, info in stored.items()
-            if (now - info.modified).total_seconds() > REUSE_SECONDS
-        }
-        if old:
-            old -= self._named_by_parent()
-        return [digest for digest in blobs if digest not in stored or digest in old]
+    def _bring(self, blob: MemoryBlob) -> BlobEntry:
+        entry = _hash_blob(self._memory, blob)
+        with self._changing:
+            is_new = entry.digest not in self._seen
+            self._seen.add(entry.digest)
+        if is_new and not self._is_reusable(entry.digest, blob):
+            self._put(entry.digest, blob)
+        self._brought(entry.length)
+        return entry
 
-    def _named_by_parent(self) -> set[str]:
-        if self._parent is None:
-            return set()
-        try:
-            parent = read_manifest(self._store, self._parent)
-        except EverstepError as error:
-            if error.reason in (Reason.CHECKPOINT_NOT_FOUND, Reason.CHECKPOINT_CORRUPT):
-                return set()
-            raise
-        return {entry.digest for entry in parent.blobs}
+    def _bring_again(self, found: tuple[str, MemoryBlob]) -> None:
+        """Uploads what was found in the store, should it be gone meanwhile."""
+        digest, blob = found
+        if not _is_whole(self._store.stat(blob_key(digest)), blob[2]):
+            self._put(digest, blob)
 
-    def _stat(self, digests: Iterable[str]) -> list[BlobInfo | None]:
-        keys = [blob_key(digest) for digest in digests]
-        return in_parallel(self._parallelism, keys, self._store.stat)
+    def _is_reusable(self, digest: str, blob: MemoryBlob) -> bool:
+        info = self._store.stat(blob_key(digest))
+        if info is None or not _is_whole(info, blob[2]):
+            return False
+        age = (datetime.now(UTC) - info.modified).total_seconds()
+        is_reusable = age <= REUSE_SECONDS or digest in self._read_parent()
+        with self._changing:
+            self._found[digest] = blob
+            self._found_old |= not is_reusable
+        return is_reusable
 
-    def _upload(self, digests: Sequence[str], blobs: dict[str, MemoryBlob]) -> None:
-        def upload(digest: str) -> None:
-            _, offset, length = blobs[digest]
-            with self._memory[offset : offset + length] as content:
-                self._store.put(blob_key(digest), content)
+    def _read_parent(self) -> frozenset[str]:
+        """The digests that the parent names; read when they are first asked for."""
+        with self._changing:
+            if self._named_by_parent is None:
+                self._named_by_parent = _named_by(self._store, self._parent)
+            return self._named_by_parent
 
-        in_parallel(self._parallelism, digests, upload)
+    def _put(self, digest: str, blob: MemoryBlob) -> None:
+        _, offset, length = blob
+        with self._memory[offset : offset + length] as content:
+            self._store.put(blob_key(digest), content)
+        with self._changing:
+            self._uploaded_bytes += length
+
+
+def _hash_blob(memory: memoryview, blob: MemoryBlob) -> BlobEntry:
+    kind, offset, length = blob
+    with memory[offset : offset + length] as content:
+        tensors = []
+        for tensor in parse_header(content):
+            spec = tensor.spec
+            with content[tensor.offset : tensor.offset + tensor.length] as data:
+                digest = tensor_digest(spec.name, spec.dtype, spec.shape, data)
+            tensors.append(
+                TensorEntry(spec.name, spec.dtype, spec.shape, tensor.offset, tensor.length, digest)
+            )
+        return BlobEntry(kind, blob_digest(content), length, tuple(tensors))
+
+
+def _named_by(store: BlobStore, parent: str | None) -> frozenset[str]:
+    if parent is None:
+        return frozenset()
+    try:
+        manifest = read_manifest(store, parent)
+    except EverstepError as error:
+        if error.reason in (Reason.CHECKPOINT_NOT_FOUND, Reason.CHECKPOINT_CORRUPT):
+            return frozenset()
+        raise
+    return frozenset(entry.digest for entry in manifest.blobs)
+
+
+def _is_whole(info: BlobInfo | None, length: int) -> bool:
+    return info is not None and info.size == length

@@ -21,8 +21,6 @@ from everstep.errors import EverstepError, Reason
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _PREFIX: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)*([A-Za-z0-9][A-Za-z0-9._-]*)?")
 _MAX_KEY_LENGTH: Final = 512
-#: Read at a time: small enough that the copy stays in the processor's cache.
-PIECE_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -92,19 +90,20 @@ class BlobStore(ABC):
         """
 
     @abstractmethod
-    def read_into(self, key: str, target: memoryview) -> None:
-        """Reads a whole object, which has to be as long as the target.
+    def read_into(
+        self, key: str, target: memoryview, offset: int = 0, length: int | None = None
+    ) -> None:
+        """Reads an object, or a range of it.
+
+        Args:
+            key: Of the object.
+            target: Filled; as long as the range.
+            offset: Where the range begins in the object.
+            length: What the whole object has to have; None: as much as the target.
 
         Raises:
             EverstepError: BLOB_NOT_FOUND; CHECKPOINT_CORRUPT when it has another length.
-        """
-
-    @abstractmethod
-    def read_pieces(self, key: str) -> Iterator[memoryview]:
-        """An object's bytes in order, in small pieces; each is good until the next is asked for.
-
-        Raises:
-            EverstepError: BLOB_NOT_FOUND.
+            ValueError: When the range is not inside such an object.
         """
 
     @abstractmethod
@@ -157,6 +156,19 @@ def blob_not_found(key: str, url: str) -> EverstepError:
         f"there is no {key} in {url}; use another checkpoint",
         metadata={"key": key},
     )
+
+
+def check_range(target: memoryview, offset: int, length: int | None) -> int:
+    """The length that an object has to have for a range to be read from it.
+
+    Raises:
+        ValueError: When the range is not inside it.
+    """
+    length = len(target) if length is None else length
+    end = offset + len(target)
+    if not 0 <= offset <= end <= length or (offset == end and length):
+        raise ValueError(f"{len(target)} bytes at {offset} are not inside {length} bytes")
+    return length
 
 
 def wrong_size(key: str, expected: int, found: int) -> EverstepError:
@@ -229,37 +241,27 @@ class LocalBlobStore(BlobStore):
                 self._see_folder()
                 raise blob_not_found(key, self.url) from None
 
-    def read_into(self, key: str, target: memoryview) -> None:
-        path = self._path(key)
+    def read_into(
+        self, key: str, target: memoryview, offset: int = 0, length: int | None = None
+    ) -> None:
+        path, length = self._path(key), check_range(target, offset, length)
         with self._reported():
             try:
                 with path.open("rb", buffering=0) as file:
                     size = os.fstat(file.fileno()).st_size
-                    if size != len(target):
-                        raise wrong_size(key, len(target), size)
+                    if size != length:
+                        raise wrong_size(key, length, size)
+                    file.seek(offset)
                     position = 0
-                    while position < size:
+                    while position < len(target):
                         with target[position:] as rest:
                             count = file.readinto(rest)
                         if not count:
-                            raise wrong_size(key, size, position)
+                            raise wrong_size(key, length, offset + position)
                         position += count
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 self._see_folder()
                 raise blob_not_found(key, self.url) from None
-
-    def read_pieces(self, key: str) -> Iterator[memoryview]:
-        path = self._path(key)
-        with self._reported():
-            try:
-                file = path.open("rb", buffering=0)
-            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-                self._see_folder()
-                raise blob_not_found(key, self.url) from None
-            with file, memoryview(bytearray(PIECE_BYTES)) as piece:
-                while count := file.readinto(piece):
-                    with piece[:count] as content:
-                        yield content
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         check_prefix(prefix)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
+from checkpoint_store.blob_download import BlobDownload
 from checkpoint_store.blob_upload import BlobUpload, MemoryBlob
 from checkpoint_store.blobs import BlobStore
-from checkpoint_store.digests import (
-    blob_digest,
-    blob_key,
-    json_digest,
-    kind_digest,
-    tensor_digest,
-)
+from checkpoint_store.digests import blob_digest, json_digest, kind_digest
 from checkpoint_store.lineage import LineageEvent
-from checkpoint_store.manifest import BlobEntry, Manifest, TensorEntry, manifest_key
-from checkpoint_store.manifest_reading import corrupt_blob, read_manifest
-from checkpoint_store.parallel import in_parallel
-from checkpoint_store.safetensors_layout import align, parse_header
+from checkpoint_store.manifest import BlobEntry, Manifest, manifest_key
+from checkpoint_store.manifest_reading import read_manifest
+from checkpoint_store.safetensors_layout import align
 from checkpoint_store.verification import verify_checkpoint
-from everstep.errors import EverstepError, Reason
 
 __all__ = [
     "CheckpointDraft",
@@ -32,6 +26,7 @@ __all__ = [
     "restore_blobs",
     "restored_bytes",
     "state_digests",
+    "stored_bytes",
     "verify_checkpoint",
 ]
 
@@ -76,7 +71,11 @@ class CommittedCheckpoint:
 
 
 def commit_checkpoint(
-    store: BlobStore, draft: CheckpointDraft, memory: memoryview, parallelism: int = 2
+    store: BlobStore,
+    draft: CheckpointDraft,
+    memory: memoryview,
+    parallelism: int = 2,
+    brought: Callable[[int], None] = lambda _bytes: None,
 ) -> CommittedCheckpoint:
     """Stores a state that stands in memory as safetensors files.
 
@@ -88,6 +87,7 @@ def commit_checkpoint(
         draft: What the manifest says.
         memory: Holds the draft's blobs; not written while this runs.
         parallelism: Blobs hashed and uploaded at a time.
+        brought: Called with the bytes of each blob that is in the store, from any thread.
 
     Raises:
         EverstepError: STORE_UNAVAILABLE and the like; CHECKPOINT_CORRUPT when memory holds no
@@ -97,13 +97,12 @@ def commit_checkpoint(
     for kind, offset, length in draft.blobs:
         if kind in _SMALL_STATE or not 0 <= offset <= offset + length <= len(memory):
             raise ValueError(f"no blob {kind} at {offset} + {length} in {len(memory)} bytes")
-    entries = in_parallel(parallelism, draft.blobs, lambda blob: _hash_blob(memory, blob))
+    entries, uploaded_bytes = BlobUpload(store, draft.parent, memory, parallelism, brought).run(
+        draft.blobs
+    )
     manifest = _complete(draft, entries)
     content = manifest.to_bytes()
     key = manifest_key(draft.operation_id, draft.attempt, draft.checkpoint_id)
-    uploaded_bytes = BlobUpload(store, draft.parent, memory, parallelism).run(
-        {entry.digest: blob for entry, blob in zip(entries, draft.blobs, strict=True)}
-    )
     store.put(key, content)
     return CommittedCheckpoint(manifest, key, blob_digest(content), uploaded_bytes)
 
@@ -113,8 +112,17 @@ def restored_bytes(manifest: Manifest) -> int:
     return max((offset + length for _, offset, length in _placed(manifest)), default=0)
 
 
+def stored_bytes(manifest: Manifest) -> int:
+    """Bytes of a checkpoint's blobs, each counted once: what a restore reads."""
+    return sum({blob.digest: blob.length for blob in manifest.blobs}.values())
+
+
 def restore_blobs(
-    store: BlobStore, manifest: Manifest, memory: memoryview, parallelism: int = 4
+    store: BlobStore,
+    manifest: Manifest,
+    memory: memoryview,
+    parallelism: int = 4,
+    received: Callable[[int], None] = lambda _bytes: None,
 ) -> tuple[MemoryBlob, ...]:
     """Reads a checkpoint's blobs into memory, each verified.
 
@@ -122,7 +130,8 @@ def restore_blobs(
         store: Where from.
         manifest: Of the checkpoint.
         memory: At least `restored_bytes` long.
-        parallelism: Blobs read at a time.
+        parallelism: Ranges of blobs read at a time.
+        received: Called with the bytes of each range that has come, from any thread.
 
     Returns:
         Where each blob of the manifest stands now, in its order; offsets are multiples of 64.
@@ -137,32 +146,17 @@ def restore_blobs(
     first: dict[str, MemoryBlob] = {}
     for entry, place in zip(manifest.blobs, placed, strict=True):
         first.setdefault(entry.digest, place)
-
-    def read(digest: str) -> None:
-        _, offset, length = first[digest]
-        with memory[offset : offset + length] as target:
-            _read_verified(store, manifest, digest, target)
-
-    in_parallel(parallelism, first, read)
+    with ExitStack() as views:
+        targets = {
+            digest: views.enter_context(memory[offset : offset + length])
+            for digest, (_, offset, length) in first.items()
+        }
+        BlobDownload(store, manifest, parallelism, received).run(targets)
     for entry, (_, offset, length) in zip(manifest.blobs, placed, strict=True):
         _, source, _ = first[entry.digest]
         if source != offset:
             memory[offset : offset + length] = memory[source : source + length]
     return placed
-
-
-def _hash_blob(memory: memoryview, blob: MemoryBlob) -> BlobEntry:
-    kind, offset, length = blob
-    with memory[offset : offset + length] as content:
-        tensors = []
-        for tensor in parse_header(content):
-            spec = tensor.spec
-            with content[tensor.offset : tensor.offset + tensor.length] as data:
-                digest = tensor_digest(spec.name, spec.dtype, spec.shape, data)
-            tensors.append(
-                TensorEntry(spec.name, spec.dtype, spec.shape, tensor.offset, tensor.length, digest)
-            )
-        return BlobEntry(kind, blob_digest(content), length, tuple(tensors))
 
 
 def _complete(draft: CheckpointDraft, entries: Sequence[BlobEntry]) -> Manifest:
@@ -215,16 +209,3 @@ def _placed(manifest: Manifest) -> tuple[MemoryBlob, ...]:
         placed.append((entry.kind, offset, entry.length))
         end = offset + entry.length
     return tuple(placed)
-
-
-def _read_verified(store: BlobStore, manifest: Manifest, digest: str, target: memoryview) -> None:
-    key = blob_key(digest)
-    try:
-        store.read_into(key, target)
-    except EverstepError as error:
-        if error.reason not in (Reason.BLOB_NOT_FOUND, Reason.CHECKPOINT_CORRUPT):
-            raise
-        fault = "is missing" if error.reason is Reason.BLOB_NOT_FOUND else "has another length"
-        raise corrupt_blob(manifest, key, fault) from None
-    if blob_digest(target) != digest:
-        raise corrupt_blob(manifest, key, "holds other bytes than were written")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
+from http import HTTPStatus
 from itertools import islice
 from typing import BinaryIO, Final, TypeVar, cast
 from xml.etree.ElementTree import ParseError
@@ -29,16 +29,15 @@ from tenacity import (
 from urllib3.exceptions import HTTPError, IncompleteRead
 
 from checkpoint_store.blobs import (
-    PIECE_BYTES,
     BlobInfo,
     BlobStore,
     UnfinishedUpload,
     check_key,
     check_prefix,
+    check_range,
     wrong_size,
 )
 from checkpoint_store.digests import Buffer
-from checkpoint_store.minio_reading import ObjectReader
 from checkpoint_store.minio_uploads import abort_upload, uploaded_parts, uploads_page, utc
 from checkpoint_store.s3_errors import (
     NO_OBJECT,
@@ -54,11 +53,13 @@ CONNECT_TIMEOUT_SECONDS: Final = 5.0
 #: Without a byte from the server.
 READ_TIMEOUT_SECONDS: Final = 60.0
 DEFAULT_RETRY_SECONDS: Final = 60.0
-#: Up to here an object is one PUT: atomic, and nothing is left over when it is cut off.
-SINGLE_PUT_BYTES: Final = 128 * 1024 * 1024
+#: Up to here an object is one PUT: atomic, sent from where it stands, and nothing is left over when
+#: it is cut off. S3 takes five times as much.
+SINGLE_PUT_BYTES: Final = 1024 * 1024 * 1024
 #: The parts of a larger object; one at a time is copied.
 PART_BYTES: Final = 64 * 1024 * 1024
-_MIN_PART_BYTES: Final = 5 * 1024 * 1024
+#: Read at a time: small enough that the copy stays in the processor's cache.
+_CHUNK_BYTES: Final = 256 * 1024
 #: Objects in one answer to a listing.
 _PAGE_OBJECTS: Final = 1000
 _CONNECTIONS: Final = 16
@@ -167,19 +168,12 @@ class MinioBlobStore(BlobStore):
 
         return self._retried(get_once, key)
 
-    def read_into(self, key: str, target: memoryview) -> None:
+    def read_into(
+        self, key: str, target: memoryview, offset: int = 0, length: int | None = None
+    ) -> None:
         check_key(key)
-        self._retried(lambda: self._read_once(key, target), key)
-
-    def read_pieces(self, key: str) -> Iterator[memoryview]:
-        check_key(key)
-        with (
-            closing(ObjectReader(self._client, self._bucket, key)) as reader,
-            memoryview(bytearray(PIECE_BYTES)) as piece,
-        ):
-            while count := self._retried(lambda: reader.read_into(piece), key):
-                with piece[:count] as content:
-                    yield content
+        length = check_range(target, offset, length)
+        self._retried(lambda: self._read_once(key, target, offset, length), key)
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         check_prefix(prefix)
@@ -231,17 +225,24 @@ class MinioBlobStore(BlobStore):
 
     def _put_once(self, key: str, content: memoryview) -> None:
         length = len(content)
-        part_size = PART_BYTES
         if length <= SINGLE_PUT_BYTES:
-            part_size = max(length, _MIN_PART_BYTES)
-        self._client.put_object(
-            self._bucket,
-            key,
-            cast(BinaryIO, _MemoryReader(content)),
-            length,
-            part_size=part_size,
-            num_parallel_uploads=1,
-        )
+            # What `put_object` ends in, but for two copies of the object; the server holds what
+            # arrives against its SHA-256 (over https: its MD5).
+            self._client._put_object(
+                self._bucket,
+                key,
+                cast(bytes, content),
+                {"Content-Type": "application/octet-stream"},
+            )
+        else:
+            self._client.put_object(
+                self._bucket,
+                key,
+                cast(BinaryIO, _MemoryReader(content)),
+                length,
+                part_size=PART_BYTES,
+                num_parallel_uploads=1,
+            )
         stored = self._stat_once(key)
         if stored is None or stored.size != length:
             raise IncompletePutError(f"{key} did not arrive whole")
@@ -255,23 +256,40 @@ class MinioBlobStore(BlobStore):
             raise
         return BlobInfo(key, found.size or 0, utc(found.last_modified))
 
-    def _read_once(self, key: str, target: memoryview) -> None:
-        response = self._client.get_object(self._bucket, key)
-        whole = False
+    def _read_once(self, key: str, target: memoryview, offset: int, length: int) -> None:
+        is_whole = len(target) == length
         try:
-            length = int(response.headers.get("Content-Length", len(target)))
-            if length != len(target):
-                raise wrong_size(key, len(target), length)
+            response = (
+                self._client.get_object(self._bucket, key)
+                if is_whole
+                else self._client.get_object(self._bucket, key, offset, len(target))
+            )
+        except S3Error as error:
+            found = self._stat_once(key) if error.code == "InvalidRange" else None
+            if found is None:
+                raise
+            raise wrong_size(key, length, found.size) from None
+        complete = False
+        try:
+            found_length = _object_length(response.headers)
+            if found_length != length:
+                raise wrong_size(key, length, found_length)
+            if not is_whole and response.status != HTTPStatus.PARTIAL_CONTENT:
+                raise EverstepError(
+                    Reason.STORE_MISCONFIGURED,
+                    f"{self._url} answers a range with the whole object; use a store, or a proxy "
+                    "before it, that serves ranges",
+                )
             position = 0
-            while position < length:
-                with target[position : position + PIECE_BYTES] as chunk:
+            while position < len(target):
+                with target[position : position + _CHUNK_BYTES] as chunk:
                     count = response.readinto(chunk)
                 if count == 0:
-                    raise IncompleteRead(position, length - position)
+                    raise IncompleteRead(position, len(target) - position)
                 position += count
-            whole = True
+            complete = True
         finally:
-            if not whole:
+            if not complete:
                 response.close()
             response.release_conn()
 
@@ -312,3 +330,9 @@ class _MemoryReader(io.RawIOBase):
         part = bytes(self._content[self._position : end])
         self._position += len(part)
         return part
+
+
+def _object_length(headers: Mapping[str, str]) -> int:
+    """Of the whole object that an answer is of, or is a range of."""
+    content_range = headers.get("Content-Range")
+    return int(headers["Content-Length"] if content_range is None else content_range.split("/")[-1])

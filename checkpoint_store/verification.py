@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from blake3 import blake3
 
@@ -11,6 +12,9 @@ from checkpoint_store.digests import blob_key
 from checkpoint_store.manifest import Manifest
 from checkpoint_store.manifest_reading import corrupt_blob
 from everstep.errors import EverstepError, Reason
+
+#: Read by one request.
+RANGE_BYTES: Final = 8 * 1024 * 1024
 
 
 def blob_fault(
@@ -22,26 +26,25 @@ def blob_fault(
         store: Where it is.
         digest: Its name.
         length: In bytes.
-        read: Called with the bytes of each piece; what it raises ends the reading.
+        read: Called with the bytes of each range that was read; what it raises ends the reading.
 
     Raises:
         EverstepError: STORE_UNAVAILABLE and the like.
     """
     hasher = blake3()
-    count = 0
-    try:
-        for piece in store.read_pieces(blob_key(digest)):
-            hasher.update(piece)
-            count += len(piece)
-            if count > length:
-                break
-            read(len(piece))
-    except EverstepError as error:
-        if error.reason is not Reason.BLOB_NOT_FOUND:
-            raise
-        return "is missing"
-    if count != length:
-        return "has another length"
+    with memoryview(bytearray(min(length, RANGE_BYTES))) as buffer:
+        for begin in range(0, max(length, 1), RANGE_BYTES):
+            with buffer[: length - begin] as content:
+                try:
+                    store.read_into(blob_key(digest), content, begin, length)
+                except EverstepError as error:
+                    if error.reason is Reason.BLOB_NOT_FOUND:
+                        return "is missing"
+                    if error.reason is Reason.CHECKPOINT_CORRUPT:
+                        return "has another length"
+                    raise
+                hasher.update(content)
+                read(len(content))
     return None if hasher.hexdigest() == digest else "holds other bytes than were written"
 
 

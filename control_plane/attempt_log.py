@@ -72,20 +72,11 @@ def store_position(
     attempt = attempts.find(connection, operation_id, number)
     if operation is None or attempt is None or attempt.ending or operation.attempt != number:
         return
-    position = _advanced(operation, word.position)
-    step = word.step_metrics
-    shown = {
-        "loss": step.loss,
-        "learning_rate": step.learning_rate,
-        "examples_per_second": step.examples_per_second,
-    }
-    if step.HasField("gradient_norm"):
-        shown["gradient_norm"] = step.gradient_norm
     operations.set_values(
         connection,
         operation_id,
-        position=position.SerializeToString(),
-        metrics=merged_metrics(operation.metrics, shown),
+        position=_advanced(operation, word.position).SerializeToString(),
+        metrics=merged_metrics(operation.metrics, _step_metrics(word)),
         update_time=times.now(),
     )
     attempts.set_values(
@@ -108,6 +99,21 @@ def store_end(connection: Connection, operation_id: str, number: int, error: Eve
 def merged_metrics(stored: str, newer: Mapping[str, float]) -> str:
     """Metrics as the database keeps them, with newer ones in place of older."""
     return canonical_json({**parse_canonical_json(stored.encode()), **newer}).decode()
+
+
+def _step_metrics(word: TrainingProgress) -> dict[str, float]:
+    """What a transient event shows of a step; nothing where it is about something else."""
+    if not word.HasField("step_metrics"):
+        return {}
+    step = word.step_metrics
+    shown = {
+        "loss": step.loss,
+        "learning_rate": step.learning_rate,
+        "examples_per_second": step.examples_per_second,
+    }
+    if step.HasField("gradient_norm"):
+        shown["gradient_norm"] = step.gradient_norm
+    return shown
 
 
 def _check_words(attempt: AttemptRecord, words: Sequence[TrainingProgress]) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 
 from checkpoint_store.blobs import BlobInfo, BlobStore, UnfinishedUpload
 from checkpoint_store.digests import blob_key
+from checkpoint_store.sweeps import AnnouncedSweep, remove_stale_sweeps
 from control_plane import store_contents, times
 from control_plane.checkpoints import Checkpoints
 from control_plane.database import attempts, checkpoints
@@ -81,14 +82,13 @@ class GarbageCollector:
         return set(keys)
 
     def _sweep(self, oldest: datetime, removed: frozenset[str], dry_run: bool) -> Collection:
+        if not dry_run:
+            remove_stale_sweeps(self._store)
         stored = list(self._store.list(store_contents.BLOBS))
         named = self._named(removed)
         garbage = [info for info in stored if info.key not in named and info.modified < oldest]
         if garbage and not dry_run:
-            # Once more, as late as can be: an upload may have been given its manifest meanwhile.
-            named |= self._named(removed)
-            garbage = [info for info in garbage if info.key not in named]
-            garbage = [info for info in garbage if self._remove_if_old(info, oldest)]
+            garbage = self._remove(garbage, oldest, removed)
         aborted = self._abort(oldest, dry_run)
         return Collection(
             removed_blobs=len(garbage),
@@ -97,6 +97,19 @@ class GarbageCollector:
             aborted_uploads=len(aborted),
             aborted_bytes=sum(upload.size for upload in aborted),
         )
+
+    def _remove(
+        self, garbage: list[BlobInfo], oldest: datetime, removed: frozenset[str]
+    ) -> list[BlobInfo]:
+        """What of it is removed: an upload may have been given its manifest meanwhile."""
+        named = self._named(removed)
+        with AnnouncedSweep(self._store) as sweep:
+            gone = []
+            for info in garbage:
+                sweep.renew()
+                if info.key not in named and self._remove_if_old(info, oldest):
+                    gone.append(info)
+            return gone
 
     def _remove_if_old(self, info: BlobInfo, oldest: datetime) -> bool:
         now = self._store.stat(info.key)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from checkpoint_store.blobs import BlobStore
-from checkpoint_store.checkpoints import read_manifest, restore_blobs, restored_bytes
+from checkpoint_store.checkpoints import (
+    read_manifest,
+    restore_blobs,
+    restored_bytes,
+    stored_bytes,
+)
 from checkpoint_store.manifest import Manifest
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.checkpoint_pb2 import CheckpointReference
+from everstep.training.v1.progress_pb2 import Phase
 from trainer_service.child.pipe import SlotBlob, SlotContent
+from trainer_service.phase_progress import PhaseBytes
+from trainer_service.progress import AttemptProgress
 from trainer_service.provenance import proof_wanted
 from trainer_service.slots import MemorySlots
 
@@ -24,28 +33,37 @@ class RestoredCheckpoint:
     earlier: SlotContent | None = None
 
 
-def restore(
-    store: BlobStore, reference: CheckpointReference, slots: MemorySlots
+async def restore(
+    store: BlobStore, reference: CheckpointReference, slots: MemorySlots, progress: AttemptProgress
 ) -> RestoredCheckpoint:
     """Reads a checkpoint into the first slot, where it becomes the newest snapshot.
 
     Raises:
         EverstepError: CHECKPOINT_NOT_FOUND, CHECKPOINT_CORRUPT, STORE_UNAVAILABLE.
     """
-    manifest = read_manifest(store, reference.manifest_key, reference.manifest_digest)
-    content = _read_into(store, manifest, slots, 0)
-    slots.completed(content)
+    manifest = await asyncio.to_thread(
+        read_manifest, store, reference.manifest_key, reference.manifest_digest
+    )
     earlier = None
     if proof_wanted(manifest.fingerprint):
-        before = _before(store, manifest)
-        earlier = None if before is None else _read_into(store, before, slots, 1)
-    return RestoredCheckpoint(manifest, content, earlier)
+        earlier = await asyncio.to_thread(_before, store, manifest)
+    wanted = [manifest] if earlier is None else [manifest, earlier]
+    received = PhaseBytes(progress, Phase.PHASE_RESTORING, sum(map(stored_bytes, wanted)))
+
+    def read(slot: int) -> SlotContent:
+        return _read_into(store, wanted[slot], slots, slot, received)
+
+    contents = [await asyncio.to_thread(read, slot) for slot in range(len(wanted))]
+    slots.completed(contents[0])
+    return RestoredCheckpoint(manifest, *contents)
 
 
-def _read_into(store: BlobStore, manifest: Manifest, slots: MemorySlots, slot: int) -> SlotContent:
+def _read_into(
+    store: BlobStore, manifest: Manifest, slots: MemorySlots, slot: int, received: PhaseBytes
+) -> SlotContent:
     slots.reserve_one(slot, restored_bytes(manifest))
     with slots.view(slot) as memory:
-        placed = restore_blobs(store, manifest, memory)
+        placed = restore_blobs(store, manifest, memory, received=received.add_from_thread)
     return SlotContent(slot, tuple(SlotBlob(*blob) for blob in placed), manifest.state)
 
 

@@ -146,6 +146,8 @@ class TrainingWorker:
 
     async def _drain(self, uploader: Uploader) -> None:
         """Waits until all is stored, unless it is not wanted any more."""
+        if not self._orchestrator.discarded.is_set():
+            await self._phase(Phase.PHASE_FINISHING)
         waits = [
             asyncio.create_task(uploader.drain()),
             asyncio.create_task(self._orchestrator.discarded.wait()),
@@ -160,7 +162,7 @@ class TrainingWorker:
         if self._request.checkpoint is None:
             return None
         await self._phase(Phase.PHASE_RESTORING)
-        restored = await asyncio.to_thread(restore, self._store, self._reference(), self._slots)
+        restored = await restore(self._store, self._reference(), self._slots, self._progress)
         if not self._request.fork:
             check_strategy_digest(restored.manifest, strategy_digest(self._request.strategy))
         return restored

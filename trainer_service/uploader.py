@@ -27,9 +27,11 @@ from everstep.training.v1.checkpoint_pb2 import (
 from everstep.training.v1.progress_pb2 import (
     CheckpointCommitted,
     CheckpointDelayed,
+    Phase,
     TrainingProgress,
 )
 from trainer_service.child.pipe import SnapshotTaken
+from trainer_service.phase_progress import PhaseBytes
 from trainer_service.progress import AttemptProgress
 from trainer_service.slots import MemorySlots
 
@@ -118,7 +120,10 @@ class Uploader:
         began, said = time.monotonic(), False
         while True:
             try:
-                committed = await asyncio.to_thread(self._commit, snapshot)
+                brought = PhaseBytes(
+                    self._progress, Phase.PHASE_FINISHING, snapshot_bytes(snapshot)
+                )
+                committed = await asyncio.to_thread(self._commit, snapshot, brought.add_from_thread)
             except EverstepError as error:
                 if not said:
                     await self._delayed(snapshot, error)
@@ -149,15 +154,33 @@ class Uploader:
             )
         )
 
-    def _commit(self, snapshot: SnapshotTaken) -> CommittedCheckpoint:
+    def _commit(
+        self, snapshot: SnapshotTaken, brought: Callable[[int], None]
+    ) -> CommittedCheckpoint:
         with self._slots.view(snapshot.content.slot) as memory:
-            return commit_snapshot(self._store, self.context, snapshot, memory)
+            return commit_snapshot(self._store, self.context, snapshot, memory, brought)
+
+
+def snapshot_bytes(snapshot: SnapshotTaken) -> int:
+    """Of a snapshot's tensors."""
+    return sum(blob.length for blob in snapshot.content.blobs)
 
 
 def commit_snapshot(
-    store: BlobStore, context: UploadContext, snapshot: SnapshotTaken, memory: memoryview
+    store: BlobStore,
+    context: UploadContext,
+    snapshot: SnapshotTaken,
+    memory: memoryview,
+    brought: Callable[[int], None] = lambda _bytes: None,
 ) -> CommittedCheckpoint:
     """Makes a checkpoint of a snapshot that stands in memory.
+
+    Args:
+        store: Where to.
+        context: What it says of its training.
+        snapshot: Of what.
+        memory: Where its blobs stand.
+        brought: Called with the bytes of each blob that is in the store, from any thread.
 
     Raises:
         EverstepError: As `commit_checkpoint`.
@@ -182,7 +205,7 @@ def commit_snapshot(
         fingerprint=snapshot.fingerprint,
         lineage=tuple(lineage.LineageEvent.from_json(event) for event in snapshot.lineage),
     )
-    return commit_checkpoint(store, draft, memory)
+    return commit_checkpoint(store, draft, memory, brought=brought)
 
 
 def committed_event(

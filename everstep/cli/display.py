@@ -115,6 +115,12 @@ class TrainingDisplay:
                 f"{step.examples_per_second:,.0f}/s[/]"
             )
             self._bar.update(self._task, metrics=metrics)
+        elif progress.HasField("phase_progress"):
+            moved = progress.phase_progress
+            metrics = f"{size(moved.done_bytes)} of {size(moved.total_bytes)}"
+            self._bar.update(self._task, metrics=metrics)
+        elif progress.HasField("phase_changed"):
+            self._bar.update(self._task, metrics="")
         epoch = min(position.epoch + 1, position.total_epochs)
         description = self._phase
         if position.total_epochs:

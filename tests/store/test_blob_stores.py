@@ -38,7 +38,6 @@ def test_bytes_come_back(store: BlobStore, size: int) -> None:
     target = bytearray(size)
     store.read_into("blobs/ab/abc", memoryview(target))
     assert target == content
-    assert b"".join(bytes(piece) for piece in store.read_pieces("blobs/ab/abc")) == content
     with urllib.request.urlopen(
         store.download_url("blobs/ab/abc", timedelta(minutes=5)), timeout=30
     ) as response:
@@ -64,7 +63,6 @@ def test_what_is_not_there(store: BlobStore) -> None:
             refused(lambda key=key, target=target: store.read_into(key, target))  # type: ignore[misc]
             is Reason.BLOB_NOT_FOUND
         )
-        assert refused(lambda key=key: list(store.read_pieces(key))) is Reason.BLOB_NOT_FOUND  # type: ignore[misc]
         store.delete(key)
     assert store.get("a/b/c") == b"x"
 
@@ -123,7 +121,6 @@ def test_a_bad_key_reaches_no_store(folder_store: BlobStore, key: str) -> None:
         lambda: folder_store.stat(key),
         lambda: folder_store.delete(key),
         lambda: folder_store.read_into(key, memoryview(b"")),
-        lambda: list(folder_store.read_pieces(key)),
         lambda: folder_store.download_url(key, timedelta(1)),
     ]
     for call in calls:
@@ -172,7 +169,6 @@ def test_nothing_is_missing_from_a_folder_that_is_away(tmp_path: Path) -> None:
         lambda: store.stat("a/b"),
         lambda: store.get("a/b"),
         lambda: store.read_into("a/b", memoryview(bytearray(1))),
-        lambda: list(store.read_pieces("a/b")),
         lambda: store.delete("a/b"),
     ]
     for make in (lambda: None, (tmp_path / "store").mkdir):

@@ -30,12 +30,11 @@ CALLS: list[Callable[[BlobStore], object]] = [
     lambda store: store.read_into("a/b", memoryview(bytearray(1))),
     lambda store: list(store.list("")),
     lambda store: store.delete("a/b"),
-    lambda store: list(store.read_pieces("a/b")),
     lambda store: list(store.unfinished_uploads()),
     lambda store: store.abort_upload(UPLOAD),
 ]
 CALL_NAMES = [
-    "check", "put", "get", "stat", "read_into", "list", "delete", "read_pieces",
+    "check", "put", "get", "stat", "read_into", "list", "delete",
     "unfinished_uploads", "abort_upload",
 ]  # fmt: skip
 
@@ -261,19 +260,6 @@ def test_an_answer_that_is_cut_off_is_read_again(minio: MinioProcess) -> None:
         target = bytearray(len(content))
         store.read_into("a/b", memoryview(target))
         assert target == content
-        assert proxy.connections == 2
-
-
-def test_pieces_go_on_where_an_answer_was_cut_off(minio: MinioProcess) -> None:
-    content = random.Random(2).randbytes(3_000_000)
-    direct = open_blob_store(minio.url("cut-pieces"), ACCESS_KEY, SECRET_KEY)
-    direct.check()
-    direct.put("a/b", content)
-    with CuttingProxy(minio.port, cut_after=1_000_000) as proxy:
-        store = open_blob_store(
-            f"s3+http://127.0.0.1:{proxy.port}/cut-pieces", ACCESS_KEY, SECRET_KEY, retry_seconds=30
-        )
-        assert b"".join(bytes(piece) for piece in store.read_pieces("a/b")) == content
         assert proxy.connections == 2
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from checkpoint_store import open_blob_store
+from checkpoint_store import minio_blobs, open_blob_store
 from checkpoint_store.blobs import BlobStore, UnfinishedUpload
-from checkpoint_store.minio_blobs import PART_BYTES, MinioBlobStore
+from checkpoint_store.minio_blobs import MinioBlobStore
 from everstep.object_store_process import MinioProcess
 from tests.store.conftest import ACCESS_KEY, SECRET_KEY
 from tests.store.seaweedfs import SeaweedProcess
-from tests.store.uploading import LARGE_BYTES
+from tests.store.uploading import LARGE_BYTES, PART_BYTES
 
 KEY = "blobs/ab/" + "ab" * 32
 
@@ -66,7 +66,11 @@ def open_bucket(server: MinioProcess | SeaweedProcess) -> MinioBlobStore:
     return opened
 
 
-def test_an_upload_that_was_aborted_under_way_begins_anew(bucket: MinioBlobStore) -> None:
+def test_an_upload_that_was_aborted_under_way_begins_anew(
+    bucket: MinioBlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minio_blobs, "SINGLE_PUT_BYTES", PART_BYTES)
+    monkeypatch.setattr(minio_blobs, "PART_BYTES", PART_BYTES)
     client: Any = bucket._client
     upload_part = client._upload_part
     aborted: list[UnfinishedUpload] = []

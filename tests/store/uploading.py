@@ -6,14 +6,21 @@ import os
 import sys
 from typing import Any
 
-from checkpoint_store import open_blob_store
+from checkpoint_store import minio_blobs, open_blob_store
 from checkpoint_store.blobs import BlobStore
-from checkpoint_store.minio_blobs import PART_BYTES, SINGLE_PUT_BYTES, MinioBlobStore
+from checkpoint_store.minio_blobs import MinioBlobStore
 from tests.store.committing import die
 from tests.store.conftest import ACCESS_KEY, SECRET_KEY
 
-#: More than is uploaded in one call.
-LARGE_BYTES = SINGLE_PUT_BYTES + PART_BYTES // 2
+PART_BYTES = 8 * 1024 * 1024
+#: Two parts and a half.
+LARGE_BYTES = PART_BYTES * 5 // 2
+
+
+def use_small_parts() -> None:
+    """From here on an object that is large is so much smaller that tests can have many."""
+    minio_blobs.SINGLE_PUT_BYTES = PART_BYTES  # type: ignore[misc]
+    minio_blobs.PART_BYTES = PART_BYTES  # type: ignore[misc]
 
 
 def kill_in_the_middle(store: BlobStore) -> None:
@@ -32,6 +39,7 @@ def kill_in_the_middle(store: BlobStore) -> None:
 def main(url: str, key: str) -> None:
     store = open_blob_store(url, ACCESS_KEY, SECRET_KEY)
     store.check()
+    use_small_parts()
     kill_in_the_middle(store)
     store.put(key, bytes(LARGE_BYTES))
 

@@ -522,7 +522,7 @@ class OperationEvent(_message.Message):
     NOTE_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
     sequence: _builtins.int
-    """From 1 without a gap; 0 for a transient event (step metrics)."""
+    """From 1 without a gap; 0 for a transient event (step metrics, progress of a phase)."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property

@@ -58,8 +58,8 @@ class TrainingProgress(_message.Message):
     """One word of a training on its way.
 
     Durable events are numbered from 1 without a gap within an attempt and are
-    never changed. StepMetrics is transient: its index is 0, and a slow reader
-    sees only the newest.
+    never changed. StepMetrics and PhaseProgress are transient: their index is 0,
+    and a slow reader sees only the newest.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -79,6 +79,7 @@ class TrainingProgress(_message.Message):
     COMPLETED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
+    PHASE_PROGRESS_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
     attempt: _builtins.int
     index: _builtins.int
@@ -107,6 +108,8 @@ class TrainingProgress(_message.Message):
     def failed(self) -> Global___Failed: ...
     @_builtins.property
     def cancelled(self) -> Global___Cancelled: ...
+    @_builtins.property
+    def phase_progress(self) -> Global___PhaseProgress: ...
     def __init__(
         self,
         *,
@@ -125,12 +128,13 @@ class TrainingProgress(_message.Message):
         completed: Global___Completed | None = ...,
         failed: Global___Failed | None = ...,
         cancelled: Global___Cancelled | None = ...,
+        phase_progress: Global___PhaseProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "checkpoint_committed", b"checkpoint_committed", "checkpoint_delayed", b"checkpoint_delayed", "completed", b"completed", "epoch_completed", b"epoch_completed", "event", b"event", "failed", b"failed", "phase_changed", b"phase_changed", "position", b"position", "step_metrics", b"step_metrics", "time", b"time", "training_restarted", b"training_restarted", "warning", b"warning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "checkpoint_committed", b"checkpoint_committed", "checkpoint_delayed", b"checkpoint_delayed", "completed", b"completed", "epoch_completed", b"epoch_completed", "event", b"event", "failed", b"failed", "phase_changed", b"phase_changed", "phase_progress", b"phase_progress", "position", b"position", "step_metrics", b"step_metrics", "time", b"time", "training_restarted", b"training_restarted", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancelled", b"cancelled", "checkpoint_committed", b"checkpoint_committed", "checkpoint_delayed", b"checkpoint_delayed", "completed", b"completed", "epoch_completed", b"epoch_completed", "event", b"event", "failed", b"failed", "index", b"index", "operation_id", b"operation_id", "phase_changed", b"phase_changed", "position", b"position", "step_metrics", b"step_metrics", "time", b"time", "training_restarted", b"training_restarted", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancelled", b"cancelled", "checkpoint_committed", b"checkpoint_committed", "checkpoint_delayed", b"checkpoint_delayed", "completed", b"completed", "epoch_completed", b"epoch_completed", "event", b"event", "failed", b"failed", "index", b"index", "operation_id", b"operation_id", "phase_changed", b"phase_changed", "phase_progress", b"phase_progress", "position", b"position", "step_metrics", b"step_metrics", "time", b"time", "training_restarted", b"training_restarted", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["phase_changed", "step_metrics", "epoch_completed", "checkpoint_committed", "checkpoint_delayed", "training_restarted", "warning", "completed", "failed", "cancelled"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["phase_changed", "step_metrics", "epoch_completed", "checkpoint_committed", "checkpoint_delayed", "training_restarted", "warning", "completed", "failed", "cancelled", "phase_progress"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -207,6 +211,34 @@ class PhaseChanged(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PhaseChanged: _TypeAlias = PhaseChanged  # noqa: Y015
+
+@_typing.final
+class PhaseProgress(_message.Message):
+    """How far a phase is that moves a state: PHASE_RESTORING, PHASE_FINISHING."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    phase: Global___Phase.ValueType
+    done_bytes: _builtins.int
+    """Bytes of the state that are there, of all of them."""
+    total_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        phase: Global___Phase.ValueType = ...,
+        done_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_bytes", b"done_bytes", "phase", b"phase", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PhaseProgress: _TypeAlias = PhaseProgress  # noqa: Y015
 
 @_typing.final
 class StepMetrics(_message.Message):
