@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from checkpoint_store import open_blob_store
 from checkpoint_store.blobs import BlobStore
 from checkpoint_store.checkpoints import read_manifest
 from checkpoint_store.digests import blob_key
@@ -53,18 +52,6 @@ WEIGHTS = CheckpointPart.CHECKPOINT_PART_WEIGHTS
 def database_url(tmp_path: Path) -> str:
     """What is tested here is the same on any database."""
     return f"sqlite:///{tmp_path / 'control-plane.db'}"
-
-
-@pytest.fixture
-def store(control_plane: ServiceProcess) -> BlobStore:
-    opened = open_blob_store(control_plane.settings["EVERSTEP_STORE_URL"])
-    opened.check()
-    return opened
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "store"
 
 
 async def listed(client: Client, operation_id: str) -> list[int]:
