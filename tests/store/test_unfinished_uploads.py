@@ -113,3 +113,18 @@ def test_many_uploads_and_parts_come_over_several_answers(
     found = {upload.key: upload.size for upload in bucket.unfinished_uploads()}
     assert found[keys[-1]] == 6
     assert sorted(found) == keys
+
+
+def test_an_upload_is_as_old_as_its_newest_part(bucket: MinioBlobStore) -> None:
+    client: Any = bucket._client
+    upload_id = client._create_multipart_upload(
+        bucket._bucket, KEY, {"Content-Type": "application/octet-stream"}
+    )
+    [begun] = bucket.unfinished_uploads()
+    # Servers tell whole seconds of parts.
+    deadline = datetime.now(UTC) + timedelta(seconds=20)
+    now = begun
+    while now.modified <= begun.modified and datetime.now(UTC) < deadline:
+        client._upload_part(bucket._bucket, KEY, b"part", None, upload_id, 1)
+        [now] = bucket.unfinished_uploads()
+    assert now.modified > begun.modified
