@@ -32,8 +32,11 @@ demo: $(READY)
 test: lint check-protos
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
-## make soak          trials of the promise for SOAK_MINUTES (10): killed at random, compared
+## make soak          trials of the promise for SOAK_MINUTES (10): killed at random, compared;
+##                    before them a training goes on for a minute without its store
 soak: $(READY)
+	EVERSTEP_TEST_OUTAGE_SECONDS=60 $(BIN)/python -m pytest -q tests/services/test_store_away.py \
+	    -k goes_on
 	$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES)
 
 ## make lint          ruff, mypy --strict, import-linter, buf

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 import sys
 from collections import deque
 from collections.abc import Sequence
 
+from trainer_service.cgroups import memory_kills
 from trainer_service.child.pipe import (
     HEADER,
     MAX_FRAME_BYTES,
@@ -20,6 +20,7 @@ from trainer_service.child.pipe import (
     decode_word,
     encode_word,
 )
+from trainer_service.death_causes import death_cause
 
 
 class ChildProcess:
@@ -32,16 +33,17 @@ class ChildProcess:
         self._process = process
         self._connection = connection
         self._sending = asyncio.Lock()
+        self._memory_kills = memory_kills()
 
     @classmethod
-    async def start(cls) -> ChildProcess:
-        """Starts `python -m trainer_service.child`; it imports torch and waits for `Train`."""
+    async def start(cls, module: str = "trainer_service.child") -> ChildProcess:
+        """Starts `python -m MODULE`; it imports torch and waits for `Train`."""
         connection, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "trainer_service.child",
+                module,
                 str(child_end.fileno()),
                 pass_fds=(child_end.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -82,6 +84,7 @@ class ChildProcess:
 
     async def train(self, word: Train, slots: Sequence[int]) -> None:
         """Tells the process to begin; the slots' descriptors travel along."""
+        self._memory_kills = memory_kills()
         await self.send(word, slots)
 
     async def receive(self) -> Word | bytes | None:
@@ -106,12 +109,7 @@ class ChildProcess:
         """Waits for the end of the process and says how it ended, as in `signal SIGKILL`."""
         code = await self._process.wait()
         self._connection.close()
-        if code < 0:
-            try:
-                return f"signal {signal.Signals(-code).name}"
-            except ValueError:
-                return f"signal {-code}"
-        return f"exit code {code}"
+        return death_cause(code, memory_kills() - self._memory_kills)
 
     async def stop(self) -> str:
         """Ends the process at once and waits for it."""

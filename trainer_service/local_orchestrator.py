@@ -36,6 +36,7 @@ from trainer_service.child.pipe import (
     Train,
 )
 from trainer_service.child_process import ChildProcess, SpareChildren
+from trainer_service.death_causes import OUT_OF_MEMORY, given_up
 from trainer_service.progress import AttemptProgress
 from trainer_service.settings import TrainerSettings
 from trainer_service.slots import MemorySlots
@@ -51,8 +52,9 @@ MAX_BACKOFF_SECONDS: Final = 30.0
 class LocalTrainingOrchestrator:
     """Runs one attempt in a training process on this machine.
 
-    A process that dies without a last word is replaced by a new one, which goes on from the newest
-    snapshot in memory; the store is not touched for it.
+    A process that dies without a last word, or for want of memory where all had fitted once, is
+    replaced by a new one, which goes on from the newest snapshot in memory; the store is not
+    touched for it.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class LocalTrainingOrchestrator:
         self._waiting: SnapshotTaken | None = None
         #: Whether a checkpoint was asked for and is not on its way yet.
         self._requested = False
+        #: Whether data, model and slots have once fitted into memory.
+        self._fitted = False
 
     async def run(
         self,
@@ -104,23 +108,30 @@ class LocalTrainingOrchestrator:
         self._snapshot_taken, self._prepare = snapshot_taken, prepare
         while not self.discarded.is_set():
             outcome, cause = await self._run_process(train, resume_context)
-            if outcome is not None:
+            without_memory = self._without_memory(outcome)
+            if outcome is not None and without_memory is None:
                 self._hand_over_waiting()
                 return outcome
             if self.discarded.is_set():
                 break
+            if without_memory is not None:
+                _log.warning("no memory", message=without_memory.message)
+                cause = OUT_OF_MEMORY
             if restarts == self._settings.max_local_restarts:
-                return Failed(
-                    Reason.TRAINING_PROCESS_DIED,
-                    f"the training process died {restarts + 1} times (last: {cause}); see the "
-                    "trainer's log, and its memory",
-                )
+                self._hand_over_waiting()
+                return given_up(restarts + 1, cause, without_memory)
             restarts += 1
             train = self._continued(train, resume_context)
             resume_context = self._slots.newest
             self._expected_digests = None
             await self._restarted(cause, resume_context, restarts)
         return Finished("cancelled", {})
+
+    def _without_memory(self, outcome: Finished | Failed | None) -> Failed | None:
+        """The last word of a process that another one may replace, with the memory it gave back."""
+        if isinstance(outcome, Failed) and outcome.reason == Reason.OUT_OF_MEMORY and self._fitted:
+            return outcome
+        return None
 
     def _continued(self, train: Train, resume_context: SlotContent | None) -> Train:
         """What the next process is told: what the last one accepted, it need not prove again."""
@@ -235,6 +246,7 @@ class LocalTrainingOrchestrator:
                     except EverstepError as error:
                         await child.stop()
                         return Failed(error.reason, error.message)
+                    self._fitted = True
                     await child.send(SlotsReady())
                 case Accepted():
                     self._accepted = said

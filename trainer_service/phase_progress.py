@@ -20,36 +20,30 @@ class PhaseBytes:
     Args:
         progress: Of the attempt; where it is reported.
         phase: The bytes are counted at any time, and reported while the attempt is in it.
-        total_bytes: Of the state.
     """
 
-    def __init__(self, progress: AttemptProgress, phase: Phase.ValueType, total_bytes: int) -> None:
+    def __init__(self, progress: AttemptProgress, phase: Phase.ValueType) -> None:
         self._progress = progress
         self._phase = phase
-        self._total_bytes = total_bytes
         self._done_bytes = 0
         self._reported = 0.0
         self._loop = asyncio.get_running_loop()
 
-    def add_from_thread(self, count: int) -> None:
-        """So many bytes more are there; called from any thread."""
-        self._loop.call_soon_threadsafe(self._add, count)
+    def add_from_thread(self, count: int, total: int) -> None:
+        """So many bytes more are there, of so many in all; called from any thread."""
+        self._loop.call_soon_threadsafe(self._add, count, total)
 
-    def _add(self, count: int) -> None:
+    def _add(self, count: int, total: int) -> None:
         self._done_bytes += count
         now = time.monotonic()
-        is_complete = self._done_bytes == self._total_bytes
-        if self._progress.phase.phase != self._phase or (
-            now - self._reported < REPORT_SECONDS and not is_complete
-        ):
+        is_due = now - self._reported >= REPORT_SECONDS or self._done_bytes == total
+        if self._progress.phase.phase != self._phase or not is_due:
             return
         self._reported = now
         self._progress.show(
             TrainingProgress(
                 phase_progress=progress_pb2.PhaseProgress(
-                    phase=self._phase,
-                    done_bytes=self._done_bytes,
-                    total_bytes=self._total_bytes,
+                    phase=self._phase, done_bytes=self._done_bytes, total_bytes=total
                 )
             )
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from checkpoint_store.blobs import BlobStore
@@ -15,10 +15,7 @@ from checkpoint_store.checkpoints import (
 from checkpoint_store.manifest import Manifest
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.checkpoint_pb2 import CheckpointReference
-from everstep.training.v1.progress_pb2 import Phase
 from trainer_service.child.pipe import SlotBlob, SlotContent
-from trainer_service.phase_progress import PhaseBytes
-from trainer_service.progress import AttemptProgress
 from trainer_service.provenance import proof_wanted
 from trainer_service.slots import MemorySlots
 
@@ -33,37 +30,45 @@ class RestoredCheckpoint:
     earlier: SlotContent | None = None
 
 
-async def restore(
-    store: BlobStore, reference: CheckpointReference, slots: MemorySlots, progress: AttemptProgress
+def restore(
+    store: BlobStore,
+    reference: CheckpointReference,
+    slots: MemorySlots,
+    received: Callable[[int, int], None] = lambda _bytes, _total: None,
 ) -> RestoredCheckpoint:
     """Reads a checkpoint into the first slot, where it becomes the newest snapshot.
+
+    Args:
+        store: Where from.
+        reference: Of the checkpoint.
+        slots: Where to.
+        received: Called with the bytes that have come, and how many come in all, from any thread.
 
     Raises:
         EverstepError: CHECKPOINT_NOT_FOUND, CHECKPOINT_CORRUPT, STORE_UNAVAILABLE.
     """
-    manifest = await asyncio.to_thread(
-        read_manifest, store, reference.manifest_key, reference.manifest_digest
-    )
-    earlier = None
-    if proof_wanted(manifest.fingerprint):
-        earlier = await asyncio.to_thread(_before, store, manifest)
-    wanted = [manifest] if earlier is None else [manifest, earlier]
-    received = PhaseBytes(progress, Phase.PHASE_RESTORING, sum(map(stored_bytes, wanted)))
-
-    def read(slot: int) -> SlotContent:
-        return _read_into(store, wanted[slot], slots, slot, received)
-
-    contents = [await asyncio.to_thread(read, slot) for slot in range(len(wanted))]
+    manifest = read_manifest(store, reference.manifest_key, reference.manifest_digest)
+    before = _before(store, manifest) if proof_wanted(manifest.fingerprint) else None
+    wanted = [manifest] if before is None else [manifest, before]
+    total = sum(map(stored_bytes, wanted))
+    contents = [
+        _read_into(store, one, slots, slot, lambda count: received(count, total))
+        for slot, one in enumerate(wanted)
+    ]
     slots.completed(contents[0])
     return RestoredCheckpoint(manifest, *contents)
 
 
 def _read_into(
-    store: BlobStore, manifest: Manifest, slots: MemorySlots, slot: int, received: PhaseBytes
+    store: BlobStore,
+    manifest: Manifest,
+    slots: MemorySlots,
+    slot: int,
+    received: Callable[[int], None],
 ) -> SlotContent:
     slots.reserve_one(slot, restored_bytes(manifest))
     with slots.view(slot) as memory:
-        placed = restore_blobs(store, manifest, memory, received=received.add_from_thread)
+        placed = restore_blobs(store, manifest, memory, received=received)
     return SlotContent(slot, tuple(SlotBlob(*blob) for blob in placed), manifest.state)
 
 

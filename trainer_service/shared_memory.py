@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 from everstep.errors import EverstepError, Reason
-
-_CGROUPS: Final = Path("/sys/fs/cgroup")
+from trainer_service.cgroups import own_cgroups
 
 
 def allocate(descriptor: int, length: int) -> None:
@@ -37,12 +35,8 @@ def available_bytes() -> int | None:
         lines = Path("/proc/meminfo").read_text().splitlines()
         line = next(line for line in lines if line.startswith("MemAvailable:"))
         found.append(int(line.split()[1]) * 1024)
-    with suppress(OSError, ValueError):
-        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::/")[2]
-        for folder in (_CGROUPS / group, *(_CGROUPS / group).parents):
-            found += _left_in(folder)
-            if folder == _CGROUPS:
-                break
+    for folder in own_cgroups():
+        found += _left_in(folder)
     return min(found, default=None)
 
 

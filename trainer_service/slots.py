@@ -24,6 +24,7 @@ class MemorySlots:
         )
         #: Complete snapshots by slot, the newest last.
         self._complete: dict[int, SlotContent] = {}
+        self._mappings: dict[int, mmap.mmap] = {}
 
     @property
     def newest(self) -> SlotContent | None:
@@ -40,6 +41,8 @@ class MemorySlots:
         self._complete[content.slot] = content
 
     def close(self) -> None:
+        """Gives the memory back, once nobody reads it any more."""
+        self._mappings.clear()
         for descriptor in self.descriptors:
             os.close(descriptor)
 
@@ -58,10 +61,17 @@ class MemorySlots:
 
     @contextmanager
     def view(self, slot: int) -> Iterator[memoryview]:
-        """The bytes of a slot, mapped for as long as the block runs."""
+        """The bytes of a slot, for as long as the block runs.
+
+        A slot is mapped once, with all its pages; again only after the process has made it longer.
+        """
         size = os.fstat(self.descriptors[slot]).st_size
         if size == 0:
             yield memoryview(b"")
             return
-        with mmap.mmap(self.descriptors[slot], size) as mapped, memoryview(mapped) as memory:
+        mapping = self._mappings.get(slot)
+        if mapping is None or len(mapping) != size:
+            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+            mapping = self._mappings[slot] = mmap.mmap(self.descriptors[slot], size, flags)
+        with memoryview(mapping) as memory:
             yield memory

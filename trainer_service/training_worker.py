@@ -23,6 +23,7 @@ from trainer_service.child.pipe import Failed, Finished, SlotContent, SlotsWante
 from trainer_service.child_process import SpareChildren
 from trainer_service.last_words import failed, last_word, replaced_word
 from trainer_service.local_orchestrator import LocalTrainingOrchestrator
+from trainer_service.phase_progress import PhaseBytes
 from trainer_service.preflight import SnapshotSize, check_room, try_store
 from trainer_service.progress import AttemptProgress
 from trainer_service.restorer import RestoredCheckpoint, check_strategy_digest, restore
@@ -162,7 +163,10 @@ class TrainingWorker:
         if self._request.checkpoint is None:
             return None
         await self._phase(Phase.PHASE_RESTORING)
-        restored = await restore(self._store, self._reference(), self._slots, self._progress)
+        received = PhaseBytes(self._progress, Phase.PHASE_RESTORING)
+        restored = await asyncio.to_thread(
+            restore, self._store, self._reference(), self._slots, received.add_from_thread
+        )
         if not self._request.fork:
             check_strategy_digest(restored.manifest, strategy_digest(self._request.strategy))
         return restored

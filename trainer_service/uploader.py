@@ -120,10 +120,9 @@ class Uploader:
         began, said = time.monotonic(), False
         while True:
             try:
-                brought = PhaseBytes(
-                    self._progress, Phase.PHASE_FINISHING, snapshot_bytes(snapshot)
+                committed = await asyncio.to_thread(
+                    self._commit, snapshot, PhaseBytes(self._progress, Phase.PHASE_FINISHING)
                 )
-                committed = await asyncio.to_thread(self._commit, snapshot, brought.add_from_thread)
             except EverstepError as error:
                 if not said:
                     await self._delayed(snapshot, error)
@@ -154,16 +153,16 @@ class Uploader:
             )
         )
 
-    def _commit(
-        self, snapshot: SnapshotTaken, brought: Callable[[int], None]
-    ) -> CommittedCheckpoint:
+    def _commit(self, snapshot: SnapshotTaken, brought: PhaseBytes) -> CommittedCheckpoint:
+        total = sum(blob.length for blob in snapshot.content.blobs)
         with self._slots.view(snapshot.content.slot) as memory:
-            return commit_snapshot(self._store, self.context, snapshot, memory, brought)
-
-
-def snapshot_bytes(snapshot: SnapshotTaken) -> int:
-    """Of a snapshot's tensors."""
-    return sum(blob.length for blob in snapshot.content.blobs)
+            return commit_snapshot(
+                self._store,
+                self.context,
+                snapshot,
+                memory,
+                lambda count: brought.add_from_thread(count, total),
+            )
 
 
 def commit_snapshot(

@@ -70,6 +70,11 @@ class ServiceProcess:
         self.settings["EVERSTEP_LISTEN"] = self.address
         return self
 
+    def exit_code(self) -> int:
+        """Waits until the process has ended by itself."""
+        assert self._process is not None
+        return self._process.wait(PATIENCE_SECONDS)
+
     def kill(self) -> None:
         """SIGKILL, and gone."""
         self._end(signal.SIGKILL)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
+import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import grpc
@@ -13,6 +17,7 @@ from everstep.trainer.v1 import trainer_pb2
 from everstep.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from everstep.training.v1.checkpoint_pb2 import CheckpointTrigger
 from everstep.training.v1.progress_pb2 import TrainingProgress
+from everstep.training.v1.strategy_pb2 import TrainingStrategy
 from tests.services.conftest import ACCESS_KEY, SECRET_KEY
 from tests.services.processes import ServiceProcess, wait_for
 from tests.services.strategies import digits
@@ -22,6 +27,10 @@ Connect = Callable[[ServiceProcess], grpc.Channel]
 
 STRATEGY = digits(epochs=6, checkpoint={"every_steps": 40})
 OPERATION = "op-away"
+#: How long training goes on without the store, by the times of its events.
+OUTAGE_SECONDS = float(os.environ.get("EVERSTEP_TEST_OUTAGE_SECONDS", "2"))
+#: Far less than an upload is tried for, far more than an evaluation takes.
+LONGEST_PAUSE_SECONDS = 5.0
 
 
 @pytest.fixture
@@ -47,8 +56,10 @@ def kind(message: TrainingProgress) -> str:
     return message.WhichOneof("event") or ""
 
 
-def start(stub: TrainerServiceStub, operation_id: str) -> Iterator[TrainingProgress]:
-    request = trainer_pb2.StartTrainingRequest(operation_id=operation_id, strategy=STRATEGY)
+def start(
+    stub: TrainerServiceStub, operation_id: str, strategy: TrainingStrategy = STRATEGY
+) -> Iterator[TrainingProgress]:
+    request = trainer_pb2.StartTrainingRequest(operation_id=operation_id, strategy=strategy)
     stream: Iterator[TrainingProgress] = stub.StartTraining(request)
     return stream
 
@@ -66,31 +77,61 @@ def until(
     return next(message for message in stream if wanted(message))
 
 
-def without_interruption(stub: TrainerServiceStub) -> dict[str, str]:
-    last = list(start(stub, "op-whole"))[-1]
+def without_interruption(
+    stub: TrainerServiceStub, strategy: TrainingStrategy = STRATEGY
+) -> dict[str, str]:
+    last = list(start(stub, "op-whole", strategy))[-1]
     assert kind(last) == "completed", last
     return dict(last.completed.result.digests)
+
+
+def outlasting(stub: TrainerServiceStub, seconds: float) -> TrainingStrategy:
+    """STRATEGY with as many epochs as take clearly longer than that here."""
+    measured = digits(epochs=2, checkpoint={"every_steps": 40})
+    epochs = [
+        message.epoch_completed.seconds
+        for message in start(stub, "op-measured", measured)
+        if kind(message) == "epoch_completed"
+    ]
+    return digits(epochs=4 + math.ceil(1.5 * seconds / min(epochs)), checkpoint={"every_steps": 40})
+
+
+def seconds(message: TrainingProgress) -> float:
+    """When it was said, since the epoch."""
+    return message.time.ToNanoseconds() / 1e9
 
 
 def test_training_goes_on_and_the_uploads_follow(
     make_trainer: MakeTrainer, connect: Connect, own_minio: MinioProcess
 ) -> None:
     stub = TrainerServiceStub(connect(make_trainer().start()))
-    wanted = without_interruption(stub)
+    strategy = outlasting(stub, OUTAGE_SECONDS)
+    wanted = without_interruption(stub, strategy)
 
-    stream = start(stub, OPERATION)
-    committed = until(stream, lambda m: kind(m) == "checkpoint_committed")
+    stream = start(stub, OPERATION, strategy)
+    until(stream, lambda m: kind(m) == "checkpoint_committed")
     own_minio.stop()
-    away_since = committed.position.step
-    epochs = 0
-    while epochs < 3:
-        message = next(stream)
-        epochs += kind(message) == "epoch_completed"
-        assert kind(message) not in ("completed", "failed", "training_restarted"), message
-    assert message.position.step > away_since
+    stopped = time.time()
+    steps_by_time: dict[float, int] = {stopped: 0}
+    while max(steps_by_time) < stopped + OUTAGE_SECONDS:
+        message = until(stream, lambda m: seconds(m) > stopped)
+        assert kind(message) in ("step_metrics", "epoch_completed", "checkpoint_delayed"), message
+        if kind(message) == "step_metrics":
+            steps_by_time[seconds(message)] = message.position.step
+    # Training did not wait for anything.
+    pauses = [later - earlier for earlier, later in pairwise(sorted(steps_by_time))]
+    assert max(pauses) < LONGEST_PAUSE_SECONDS
+    away_since, away_until = sorted(steps_by_time.values())[1], max(steps_by_time.values())
+    assert away_until - away_since >= 10
     own_minio.start()
-    after = until(stream, lambda m: kind(m) == "checkpoint_committed")
-    assert after.checkpoint_committed.checkpoint.step > away_since
+    # The one on its way follows, and then the newest that fell due meanwhile.
+    until(
+        stream,
+        lambda m: (
+            kind(m) == "checkpoint_committed"
+            and m.checkpoint_committed.checkpoint.step > away_since
+        ),
+    )
     last = list(stream)[-1]
     assert kind(last) == "completed", last
     assert dict(last.completed.result.digests) == wanted

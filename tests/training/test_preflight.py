@@ -25,8 +25,10 @@ class SmallStore(LocalBlobStore):
 class ForgetfulStore(LocalBlobStore):
     """A folder that gives back other bytes than it was given."""
 
-    def read_into(self, key: str, target: memoryview) -> None:
-        super().read_into(key, target)
+    def read_into(
+        self, key: str, target: memoryview, offset: int = 0, length: int | None = None
+    ) -> None:
+        super().read_into(key, target, offset, length)
         target[-1] ^= 1
 
 

@@ -30,6 +30,7 @@ from trainer_service.child.events import (
 )
 from trainer_service.child.forking import check_fork, fork
 from trainer_service.child.history import BestEpoch, EpochRecord
+from trainer_service.child.memory_errors import is_out_of_memory
 from trainer_service.child.model_trainer_config import ModelTrainerConfig, TrainingOutcome
 from trainer_service.child.non_finite import judge_epoch, judge_step
 from trainer_service.child.optimization import (
@@ -167,8 +168,9 @@ class ModelTrainer:
             raise
         except RollbackWanted:
             raise
-        except Exception:
-            if self._whole:
+        except Exception as error:
+            # Without memory a new process goes on from the newest snapshot.
+            if self._whole and not is_out_of_memory(error):
                 self._checkpoint_callback("FAILURE", self.capture)
             raise
         self._checkpoint_callback("FINAL", self.capture)

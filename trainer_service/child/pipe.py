@@ -24,6 +24,8 @@ MAX_FRAME_BYTES: Final = 256 * 1024 * 1024
 SLOTS: Final = 2
 #: The trigger of a snapshot that becomes no checkpoint: a new process goes on from it.
 MEMORY: Final = "MEMORY"
+#: The exit code of a process that has no memory left for a last word.
+OUT_OF_MEMORY_EXIT: Final = 71
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,9 @@ from trainer_service.child.events import (
     TrainingStopped,
 )
 from trainer_service.child.fingerprint import fingerprint
+from trainer_service.child.memory_errors import is_out_of_memory
 from trainer_service.child.pipe import (
+    OUT_OF_MEMORY_EXIT,
     Accepted,
     Cancel,
     ChildPipe,
@@ -97,14 +99,10 @@ class TrainingProcess:
             )
             self._pipe.send(Failed(error.reason.value, error.message, violations))
         except Exception as error:
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            self._pipe.send(
-                Failed(
-                    Reason.TRAINING_FAILED.value,
-                    f"the training raised {text[:500]}",
-                    detail=traceback.format_exc(limit=-20),
-                )
-            )
+            try:
+                self._pipe.send(_failed(error))
+            except MemoryError:
+                os._exit(OUT_OF_MEMORY_EXIT)
 
     def _outcome(self) -> Finished:
         prepare_threads(self._train.threads)
@@ -233,7 +231,11 @@ class TrainingProcess:
     def _listen(self) -> None:
         """Hears the trainer; ends this process when it is gone."""
         while True:
-            word, _ = self._pipe.receive()
+            try:
+                word, _ = self._pipe.receive()
+            except MemoryError:
+                # A process that hears nothing any more could not even be cancelled.
+                os._exit(OUT_OF_MEMORY_EXIT)
             match word:
                 case None:
                     os._exit(TRAINER_GONE)
@@ -247,3 +249,16 @@ class TrainingProcess:
                     self._snapshots.ready()
                 case SnapshotReleased(slot):
                     self._snapshots.released(slot)
+
+
+def _failed(error: Exception) -> Failed:
+    """The last word of a training that raised an error."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    detail = traceback.format_exc(limit=-20)
+    if is_out_of_memory(error):
+        message = (
+            f"there is no memory for the training ({text}); use a larger machine, a smaller batch, "
+            "or fewer trainings at a time"
+        )
+        return Failed(Reason.OUT_OF_MEMORY.value, message, detail=detail)
+    return Failed(Reason.TRAINING_FAILED.value, f"the training raised {text}", detail=detail)

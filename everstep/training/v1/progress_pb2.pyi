@@ -394,7 +394,7 @@ class TrainingRestarted(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     RESTART_FIELD_NUMBER: _builtins.int
     cause: _builtins.str
-    """As in `signal SIGKILL`, `exit code 1`."""
+    """As in `signal SIGSEGV`, `exit code 1`, `out of memory`, `signal SIGKILL (out of memory)`."""
     from_step: _builtins.int
     source: _builtins.str
     """Where the state came from: memory, checkpoint or beginning."""

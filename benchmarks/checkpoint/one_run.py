@@ -1,0 +1,57 @@
+"""One run of one way to save: a process of its own, whose result is a line of JSON.
+
+`python -m benchmarks.checkpoint.one_run '{"contender": ..., "size": ..., "job": ..., ...}'`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.checkpoint.server import ACCESS_KEY, SECRET_KEY, Server
+
+EVERSTEP = "Everstep"
+
+
+def main(asked: dict[str, Any]) -> dict[str, Any]:
+    """Runs and measures; see `job.Timings` for what comes out, and beside it the saves' bytes."""
+    server = Server(asked["endpoint"])
+    if asked["contender"] == EVERSTEP:
+        from benchmarks.checkpoint.everstep_trainer import train
+
+        return asyncio.run(train(server.store(), asked, asked["threads"]))
+    return _run_peer(server, asked)
+
+
+def _run_peer(server: Server, asked: dict[str, Any]) -> dict[str, Any]:
+    # The trainer process of Everstep imports no torch; a peer trains in this one.
+    import torch
+
+    from benchmarks.checkpoint.job import SIZES, build, copy_seconds, run_loop, state_bytes
+    from benchmarks.checkpoint.peers import PEERS
+
+    os.environ |= {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+    torch.set_num_threads(asked["threads"])
+    size = SIZES[asked["size"]]
+    model, optimizer = build(size, asked["job"])
+    copy = copy_seconds(model, optimizer)
+    peer = PEERS[asked["contender"]](model, optimizer, server)
+    timings = run_loop(model, optimizer, size, asked["steps_between"], peer.save)
+    peer.finish()
+    return {
+        **asdict(timings),
+        "copy": copy,
+        "state_bytes": state_bytes(model, optimizer),
+        "bytes": peer.bytes,
+        "durable_at": peer.durable_at,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))), flush=True)
+    # What a peer leaves running must not hold the benchmark up.
+    os._exit(0)
