@@ -117,6 +117,9 @@ async def test_a_killed_collection_is_finished_by_the_next(
     collect(database_url, store, name, point)
     listed = await database.read(checkpoints.manifest_keys)
     assert listed == {checkpoint.reference.manifest_key for checkpoint in kept}
+    left = manifests(store) - listed
+    planned = await database.read(checkpoints.planned_removals)
+    assert deleted.reference.manifest_key in planned or deleted.reference.manifest_key not in left
     for key in listed:
         verify_checkpoint(store, read_manifest(store, key))
 
