@@ -227,10 +227,7 @@ class LocalBlobStore(BlobStore):
     def stat(self, key: str) -> BlobInfo | None:
         path = self._path(key)
         with self._reported():
-            info = _info(key, path)
-            if info is None:
-                self._see_folder()
-            return info
+            return _info(key, path)
 
     def get(self, key: str) -> bytes:
         path = self._path(key)

@@ -27,7 +27,8 @@ from tests.store.conftest import ACCESS_KEY, SECRET_KEY
 
 #: What is called, with which keys, and the how manieth such call it dies before, from 0.
 POINTS: Final = {
-    "the rows are gone": ("delete", "operations/", 0),
+    "the rows are gone": ("finish_removals", "", 0),
+    "no manifest is removed": ("delete", "operations/", 0),
     "a manifest is removed": ("removal_done", "", 0),
     "unregistered manifests are planned for removal": ("delete", "operations/", 1),
     "unregistered manifests are removed": ("removal_done", "", 1),
@@ -68,7 +69,9 @@ async def collect(database_url: str, store: BlobStore, checkpoint_id: str, point
     collector = GarbageCollector(database, store, registry)
     if point:
         name, prefix, number = POINTS[point]
-        owners: dict[str, Any] = {"removal_done": checkpoints, "_named": collector}
+        owners: dict[str, Any] = {
+            "finish_removals": registry, "removal_done": checkpoints, "_named": collector,
+        }  # fmt: skip
         kill_at(owners.get(name, store), name, prefix, number)
     try:
         await registry.delete(checkpoint_id)

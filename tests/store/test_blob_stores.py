@@ -166,7 +166,6 @@ def test_nothing_is_missing_from_a_folder_that_is_away(tmp_path: Path) -> None:
     """An empty mount point: a checkpoint is not damaged, nor removed, for that."""
     store = open_blob_store((tmp_path / "store").as_uri())
     calls: list[Callable[[], object]] = [
-        lambda: store.stat("a/b"),
         lambda: store.get("a/b"),
         lambda: store.read_into("a/b", memoryview(bytearray(1))),
         lambda: store.delete("a/b"),
