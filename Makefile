@@ -3,12 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.bench-ready
 # Linux has a build of torch without CUDA, half a gigabyte smaller; set TORCH=torch for another one.
 TORCH ?= torch==2.13.0
 SOAK_MINUTES ?= 10
 STUBS := everstep/control everstep/trainer everstep/training buf
 
-.PHONY: setup protos check-protos lint format test soak demo picture clean help
+.PHONY: setup protos check-protos lint format test soak demo bench-checkpoint picture clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -38,6 +39,14 @@ soak: $(READY)
 	EVERSTEP_TEST_OUTAGE_SECONDS=60 $(BIN)/python -m pytest -q tests/services/test_store_away.py \
 	    -k goes_on
 	$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES)
+
+## make bench-checkpoint  Everstep's checkpoints beside its peers': an hour; BENCH="--rounds 1 ..." for less
+bench-checkpoint: $(BENCH_READY)
+	$(BIN)/python -m benchmarks.checkpoint $(BENCH)
+
+$(BENCH_READY): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[bench]'
+	@touch $@
 
 ## make lint          ruff, mypy --strict, import-linter, buf
 lint: $(READY)

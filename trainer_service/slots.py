@@ -63,7 +63,7 @@ class MemorySlots:
     def view(self, slot: int) -> Iterator[memoryview]:
         """The bytes of a slot, for as long as the block runs.
 
-        A slot is mapped once, with all its pages; again only after the process has made it longer.
+        A slot is mapped once; again only after the process has made it longer.
         """
         size = os.fstat(self.descriptors[slot]).st_size
         if size == 0:
@@ -71,7 +71,6 @@ class MemorySlots:
             return
         mapping = self._mappings.get(slot)
         if mapping is None or len(mapping) != size:
-            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-            mapping = self._mappings[slot] = mmap.mmap(self.descriptors[slot], size, flags)
+            mapping = self._mappings[slot] = mmap.mmap(self.descriptors[slot], size)
         with memoryview(mapping) as memory:
             yield memory

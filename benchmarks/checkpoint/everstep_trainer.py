@@ -93,7 +93,7 @@ async def recover(job: dict[str, Any], threads: int) -> dict[str, Any]:
         )
         word = Train(OPERATION, 1, job, {}, "", threads, ())
         outcome = await orchestrator.run(word, kill, _prepare(slots))
-    if isinstance(outcome, Failed):
+    if isinstance(outcome, Failed) or not killed_at:
         raise RuntimeError(f"Everstep's own run failed: {outcome}")
     return outcome.result | {"killed": killed_at}
 

@@ -31,18 +31,22 @@ class Size:
     #: Of training between two saves, on an idle machine: longer than an upload takes.
     interval_seconds: float
 
+    @property
+    def state_bytes(self) -> int:
+        """Of weights and optimizer, roughly, when all weights are trained."""
+        return 12 * (12 * self.layers * self.width**2 + self.vocabulary * self.width)
+
 
 SIZES: Final = {
     size.name: size
     for size in (
-        Size("tiny", width=64, layers=2, vocabulary=512, tokens=32, saves=12, interval_seconds=0.4),
-        Size("100MB", 256, 6, 14_000, tokens=64, saves=5, interval_seconds=2.5),
+        Size("tiny", width=64, layers=2, vocabulary=512, tokens=32, saves=8, interval_seconds=0.3),
+        Size("100MB", 256, 6, 14_000, tokens=64, saves=3, interval_seconds=2),
         # The shapes of GPT-2 small: 148 tensors of weights, 1.49 GB with Adam's.
-        Size("1.5GB", 768, 12, 50_257, tokens=32, saves=3, interval_seconds=14),
+        Size("1.5GB", 768, 12, 50_257, tokens=32, saves=2, interval_seconds=12),
     )
 }
-#: All weights are trained; or the last block's feed-forward layer and the last norm alone, so that
-#: nine tenths of the state's bytes are frozen weights.
+#: All weights are trained; or the last ones alone, so that nine tenths of the state are frozen.
 JOBS: Final = ("all", "frozen")
 
 
@@ -97,18 +101,24 @@ def build(size: Size, job: str) -> tuple[LanguageModel, torch.optim.Optimizer]:
     torch.manual_seed(SEED)
     model = LanguageModel(size)
     if job == "frozen":
-        last = model.blocks[-1]
-        kept = {
-            id(parameter)
-            for module in (last.forward_in, last.forward_out, model.norm)
-            for parameter in module.parameters()
-        }
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in kept)
+        _freeze(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     train_step(model, optimizer, size, 0)
     return model, optimizer
+
+
+def _freeze(model: nn.Module) -> None:
+    """Leaves the last parameters trainable, as far as they make a tenth of the state's bytes."""
+    parameters = list(model.parameters())
+    total = sum(parameter.numel() for parameter in parameters)
+    trained = 0
+    for parameter in reversed(parameters):
+        grown = trained + parameter.numel()
+        # A trained one is in the state three times: itself, and Adam's two values.
+        fits = 3 * grown <= (total + 2 * grown) / 10
+        trained = grown if fits else trained
+        parameter.requires_grad_(fits)
 
 
 def train_step(

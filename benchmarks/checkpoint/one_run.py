@@ -10,19 +10,23 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.checkpoint.server import ACCESS_KEY, SECRET_KEY, Server
 
-EVERSTEP = "Everstep"
+EVERSTEP: Final = "Everstep"
+#: Its process is killed, and another one goes on.
+RECOVERY: Final = "recovery"
 
 
 def main(asked: dict[str, Any]) -> dict[str, Any]:
     """Runs and measures; see `job.Timings` for what comes out, and beside it the saves' bytes."""
+    from benchmarks.checkpoint.everstep_trainer import recover, train
+
+    if asked["contender"] == RECOVERY:
+        return asyncio.run(recover(asked, asked["threads"]))
     server = Server(asked["endpoint"])
     if asked["contender"] == EVERSTEP:
-        from benchmarks.checkpoint.everstep_trainer import train
-
         return asyncio.run(train(server.store(), asked, asked["threads"]))
     return _run_peer(server, asked)
 

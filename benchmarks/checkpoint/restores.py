@@ -28,9 +28,11 @@ from benchmarks.checkpoint.everstep_child import restore as restore_context
 from benchmarks.checkpoint.everstep_child import training_state
 from benchmarks.checkpoint.job import SIZES, build, state_bytes, state_tensors
 from benchmarks.checkpoint.server import BUCKET, Server
+from checkpoint_store.blobs import BlobStore
 from checkpoint_store.checkpoints import CheckpointDraft, commit_checkpoint
 from everstep.training.v1.checkpoint_pb2 import CheckpointReference
 from trainer_service.child.snapshot_memory import SnapshotMemory
+from trainer_service.child.training_state import TrainingState
 from trainer_service.restorer import restore
 from trainer_service.slots import MemorySlots
 
@@ -126,7 +128,7 @@ def distributed(model: Any, optimizer: Any, server: Server) -> Back:
 def everstep(model: Any, optimizer: Any, server: Server) -> Back:
     """Into a slot, verified as it arrives; copied from there, its digests compared once more."""
     store, state, slots = server.store(), training_state(model, optimizer), MemorySlots()
-    reference = commit_state(store, state, slots)
+    reference, _ = commit_state(store, state, slots)
     slots.close()
 
     def back() -> None:
@@ -138,11 +140,14 @@ def everstep(model: Any, optimizer: Any, server: Server) -> Back:
     return back
 
 
-def commit_state(store: Any, state: Any, slots: MemorySlots) -> CheckpointReference:
-    """A checkpoint of a state, as the product makes it."""
+def commit_state(
+    store: BlobStore, state: TrainingState, slots: MemorySlots
+) -> tuple[CheckpointReference, float]:
+    """A checkpoint of a state, as the product makes it; and the moment between copy and upload."""
     context = state.capture({})
     memory = SnapshotMemory(slots.descriptors)
     blobs = memory.write(0, context.tensor_groups())
+    copied = time.perf_counter()
     draft = CheckpointDraft(
         checkpoint_id="ck-bench", operation_id="op-bench", attempt=1, epoch=0, step=0,
         trigger="PERIODIC", create_time="2026-01-01T00:00:00.000+00:00", parent=None,
@@ -152,11 +157,12 @@ def commit_state(store: Any, state: Any, slots: MemorySlots) -> CheckpointRefere
     )  # fmt: skip
     with slots.view(0) as content:
         committed = commit_checkpoint(store, draft, content)
-    return CheckpointReference(
+    reference = CheckpointReference(
         checkpoint_id="ck-bench",
         manifest_key=committed.manifest_key,
         manifest_digest=committed.manifest_digest,
     )
+    return reference, copied
 
 
 WAYS: Final = {

@@ -13,7 +13,7 @@ import pytest
 from everstep.object_store_process import MinioProcess
 from everstep.trainer.v1 import trainer_pb2
 from everstep.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
-from everstep.training.v1.progress_pb2 import TrainingProgress
+from everstep.training.v1.progress_pb2 import Phase, TrainingProgress
 from everstep.training.v1.strategy_pb2 import StrategyOverrides, TrainingStrategy
 from tests.services.processes import ServiceProcess
 from tests.services.strategies import digits
@@ -175,6 +175,9 @@ def test_after_the_trainer_is_killed_another_attempt_goes_on_from_the_checkpoint
             )
         )
     )
+    restoring = next(m.phase_progress for m in resumed if kind(m) == "phase_progress")
+    assert restoring.phase == Phase.PHASE_RESTORING
+    assert 0 < restoring.done_bytes <= restoring.total_bytes <= checkpoint.logical_bytes
     first_step = next(m.position.step for m in resumed if kind(m) == "step_metrics")
     assert first_step == checkpoint.step + 1
     assert kind(resumed[-1]) == "completed"

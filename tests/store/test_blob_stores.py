@@ -74,6 +74,30 @@ def test_an_object_of_another_length_is_not_read(store: BlobStore, length: int) 
     assert refused(lambda: store.read_into("a/b", target)) is Reason.CHECKPOINT_CORRUPT
 
 
+@pytest.mark.parametrize(("begin", "end"), [(0, 4), (3, 9), (8, 10), (0, 10)])
+def test_a_range_is_read(store: BlobStore, begin: int, end: int) -> None:
+    store.put("a/b", b"0123456789")
+    target = bytearray(end - begin)
+    store.read_into("a/b", memoryview(target), begin, 10)
+    assert target == b"0123456789"[begin:end]
+
+
+@pytest.mark.parametrize("stored", [b"", b"0123", b"01234567", b"0123456789abc"])
+def test_a_range_of_an_object_of_another_length_is_not_read(
+    store: BlobStore, stored: bytes
+) -> None:
+    store.put("a/b", stored)
+    target = memoryview(bytearray(4))
+    assert refused(lambda: store.read_into("a/b", target, 6, 10)) is Reason.CHECKPOINT_CORRUPT
+    assert refused(lambda: store.read_into("a/c", target, 6, 10)) is Reason.BLOB_NOT_FOUND
+
+
+@pytest.mark.parametrize(("offset", "length"), [(-1, 10), (7, 10), (0, 3)])
+def test_a_range_that_is_not_inside_is_no_range(store: BlobStore, offset: int, length: int) -> None:
+    with pytest.raises(ValueError, match="not inside"):
+        store.read_into("a/b", memoryview(bytearray(4)), offset, length)
+
+
 def test_objects_are_listed_by_prefix_and_deleted(store: BlobStore) -> None:
     keys = ["blobs/aa/aa1", "blobs/aa/aa2", "blobs/ab/ab1", "operations/x/1.json", "top"]
     for key in keys:

@@ -138,7 +138,9 @@ class SnapshotMemory:
         descriptor, length = self._descriptors[slot], max(length, 1)
         allocate(descriptor, length)
         length = os.fstat(descriptor).st_size
-        mapping = mmap.mmap(descriptor, length, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        mapping = mmap.mmap(descriptor, length)
+        # A write makes a page, this one changes nothing, and torch writes with all of its threads.
+        torch.frombuffer(mapping, dtype=torch.uint8)[:: mmap.PAGESIZE].add_(0)
         self._mappings[slot] = mapping
         self._written.pop(slot, None)
         return mapping

@@ -1,0 +1,272 @@
+"""From the results of all runs to tables, a plot and one line: medians and ratios."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.checkpoint.job import SIZES
+from benchmarks.checkpoint.one_run import EVERSTEP
+from benchmarks.checkpoint.peers import AsyncSave, Nothing, TorchSave
+from benchmarks.checkpoint.plot import draw
+from benchmarks.checkpoint.uploads import RAW
+
+Run = dict[str, Any]
+
+
+class Results:
+    """The runs of a file of JSON lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.runs: list[Run] = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def of(self, section: str, **wanted: str) -> dict[str, list[Run]]:
+        """Runs of a section by contender, in the order they were first made."""
+        found: dict[str, list[Run]] = defaultdict(list)
+        for run in self.runs:
+            if run["section"] == section and all(run.get(k) == v for k, v in wanted.items()):
+                found[run["contender"]].append(run)
+        return dict(found)
+
+    def sizes(self) -> list[str]:
+        """Those that were run, the smallest first."""
+        there = {run["size"] for run in self.runs}
+        return [name for name in SIZES if name in there]
+
+
+class Training:
+    """What a training lost to its checkpoints, by contender."""
+
+    def __init__(self, runs: dict[str, list[Run]]) -> None:
+        self.runs = runs
+        self._alone = {run["round"]: run for run in runs.get(Nothing.name, [])}
+
+    def contenders(self) -> list[str]:
+        return [name for name in self.runs if name != Nothing.name]
+
+    def stall(self, name: str, first: bool) -> float:
+        """Seconds that training waited: for the first save, or for a later one."""
+        return _median(stall for run in self.runs[name] for stall in _part(run["stalls"], first))
+
+    def stall_to_copy(self, name: str, first: bool) -> float:
+        """The same, in copies of the same bytes in the same process."""
+        return _median(
+            stall / run["copy"] for run in self.runs[name] for stall in _part(run["stalls"], first)
+        )
+
+    def lost(self, name: str) -> float:
+        """Seconds of training for each checkpoint, against the same round without."""
+        return self._against_alone(
+            name, lambda run, alone: (run["wall"] - alone["wall"]) / len(run["stalls"])
+        )
+
+    def durable(self, name: str) -> float:
+        """Seconds from the begin of a save until it was in the store."""
+        return _median(
+            durable - saved
+            for run in self.runs[name]
+            for saved, durable in zip(run["saved_at"], run["durable_at"], strict=False)
+        )
+
+    def processor(self, name: str) -> float:
+        """Seconds of processor time for each GB that was saved."""
+        return self._against_alone(
+            name,
+            lambda run, alone: (
+                (run["cpu_seconds"] - alone["cpu_seconds"])
+                / (run["state_bytes"] * len(run["stalls"]) / 1e9)
+            ),
+        )
+
+    def memory(self, name: str) -> float:
+        """The most memory on top of training alone, in states."""
+        return self._against_alone(
+            name,
+            lambda run, alone: (
+                (run["peak_tree_bytes"] - alone["peak_tree_bytes"]) / run["state_bytes"]
+            ),
+        )
+
+    def second_bytes(self, name: str) -> float:
+        """Bytes of the second save, in states."""
+        return _median(run["bytes"][1] / run["state_bytes"] for run in self.runs[name])
+
+    def stored(self, name: str) -> float:
+        """How many of a run's saves became checkpoints."""
+        return _median(len(run["bytes"]) for run in self.runs[name])
+
+    def _against_alone(self, name: str, value: Callable[[Run, Run], float]) -> float:
+        return _median(
+            value(run, self._alone[run["round"]])
+            for run in self.runs[name]
+            if run["round"] in self._alone
+        )
+
+
+def write_report(results: Path, target: Path) -> str:
+    """Writes TARGET.md and TARGET.svg.
+
+    Returns:
+        One line of ratios, of the largest size that was run.
+    """
+    found = Results(results)
+    parts = [f"{_machine()}\n"]
+    for size in found.sizes():
+        for job in ("all", "frozen"):
+            training = Training(found.of("training", size=size, job=job))
+            if training.contenders():
+                parts.append(_training_table(size, job, training))
+        parts += _seconds_tables(found, size)
+    ratios = _ratios(found)
+    parts.append(_table(("figure", "measured"), ratios))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.with_suffix(".md").write_text("\n".join(parts))
+    largest = found.sizes()[-1]
+    training = Training(found.of("training", size=largest, job="all"))
+    if training.contenders():
+        draw(training, largest, target.with_suffix(".svg"))
+    return ", ".join(f"{name} {value}" for name, value in ratios)
+
+
+def _training_table(size: str, job: str, training: Training) -> str:
+    some = next(iter(training.runs.values()))
+    title = "all weights trained" if job == "all" else "nine tenths of the state frozen"
+    heading = (
+        f"### {size}, {title}\n\nA state of {some[0]['state_bytes'] / 1e6:,.1f} MB, "
+        f"{len(some[0]['stalls'])} saves a run, {len(some)} rounds; one memory copy of it took "
+        f"{_median(run['copy'] for runs in training.runs.values() for run in runs) * 1e3:.1f} ms."
+        "\n\n"
+    )
+    rows = [
+        (
+            f"**{name}**" if name == EVERSTEP else name,
+            _milliseconds(training.stall(name, first=True)),
+            _milliseconds(training.stall(name, first=False)),
+            f"{training.stall_to_copy(name, first=False):.2f}",
+            f"{training.lost(name):.2f} s",
+            f"{training.durable(name):.2f} s",
+            f"{training.processor(name):.1f} s",
+            f"{training.memory(name):.1f}",
+            f"{training.second_bytes(name):.3f}",
+        )
+        for name in training.contenders()
+    ]
+    columns = (
+        "", "first stall", "later stalls", "/ memcpy", "lost per checkpoint", "to durable",
+        "CPU per GB", "memory / state", "bytes of the second / state",
+    )  # fmt: skip
+    return heading + _table(columns, rows)
+
+
+def _seconds_tables(found: Results, size: str) -> Iterable[str]:
+    for section, title in (("upload", "Upload alone"), ("restore", "Restore")):
+        runs = found.of(section, size=size)
+        if not runs:
+            continue
+        rows = []
+        for name, some in runs.items():
+            peak = ""
+            if section == "restore":
+                peak = f"{_median(run['peak_bytes'] / run['state_bytes'] for run in some):.2f}"
+            rows.append((name, f"{_median(run['seconds'] for run in some):.2f} s", peak))
+        yield f"### {size}: {title}\n\n" + _table(("", "seconds", "memory / state"), rows)
+    recoveries = found.of("recovery", size=size)
+    for some in recoveries.values():
+        yield f"### {size}: Recovery\n\n" + _table(("", "seconds"), _recovery_rows(some))
+
+
+def _recovery_rows(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    names = (
+        ("process started, torch imported", "killed", "told"),
+        ("model and optimizer built (the job's own work)", "told", "built"),
+        ("restored from memory, digests compared", "built", "restored"),
+        ("first step", "restored", "first_step"),
+    )
+    rows = []
+    for label, begin, end in names:
+        moments = [run["moments"] | {"killed": run["killed"]} for run in runs]
+        rows.append((label, f"{_median(each[end] - each[begin] for each in moments):.2f} s"))
+    return rows
+
+
+def _ratios(found: Results) -> list[tuple[str, str]]:
+    size = found.sizes()[-1]
+    ratios: list[tuple[str, str]] = []
+    training = Training(found.of("training", size=size, job="all"))
+    if EVERSTEP in training.runs:
+        ratios += _training_ratios(training)
+    upload = _seconds(found, "upload", size)
+    if EVERSTEP in upload:
+        ratios.append(("upload/raw put_object", f"{upload[RAW] / upload[EVERSTEP]:.2f}"))
+    frozen = Training(found.of("training", size=size, job="frozen"))
+    peers = [name for name in frozen.contenders() if name != EVERSTEP]
+    if EVERSTEP in frozen.runs and peers:
+        least = min(map(frozen.second_bytes, peers))
+        ratios.append(("frozen bytes/peers", f"{frozen.second_bytes(EVERSTEP) / least:.3f}"))
+    restore = _seconds(found, "restore", size)
+    if EVERSTEP in restore:
+        own = restore[EVERSTEP]
+        ratios += [
+            ("restore/raw GET", f"{own / restore['raw parallel GET']:.2f}"),
+            ("restore/torch.load", f"{own / restore['torch.load(BytesIO(get_object))']:.2f}"),
+        ]
+    return ratios
+
+
+def _training_ratios(training: Training) -> list[tuple[str, str]]:
+    first, later = (training.stall_to_copy(EVERSTEP, first) for first in (True, False))
+    ratios = [("stall/memcpy", f"{later:.2f}"), ("first stall/memcpy", f"{first:.2f}")]
+    if TorchSave.name in training.runs:
+        ratio = training.stall(TorchSave.name, False) / training.stall(EVERSTEP, False)
+        ratios.append(("torch.save + put_object/stall", f"{ratio:.0f}"))
+    if AsyncSave.name in training.runs:
+        for label, first_one in (("dcp.async_save/stall", False), ("its first/first", True)):
+            ratio = training.stall(AsyncSave.name, first_one) / training.stall(EVERSTEP, first_one)
+            ratios.append((label, f"{ratio:.1f}"))
+    peers = [name for name in training.contenders() if name != EVERSTEP]
+    if peers:
+        best = min(map(training.lost, peers))
+        ratios.append(("lost/best peer's", f"{training.lost(EVERSTEP) / best:.2f}"))
+    return ratios
+
+
+def _seconds(found: Results, section: str, size: str) -> dict[str, float]:
+    return {
+        name: _median(run["seconds"] for run in runs)
+        for name, runs in found.of(section, size=size).items()
+    }
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _part(stalls: Sequence[float], first: bool) -> Sequence[float]:
+    return stalls[:1] if first else stalls[1:]
+
+
+def _median(values: Iterable[float]) -> float:
+    listed = list(values)
+    return statistics.median(listed) if listed else float("nan")
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms"
+
+
+def _machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "?")
+    cores = sum(line.startswith("processor") for line in lines)
+    memory = int(Path("/proc/meminfo").read_text().split()[1]) / 1e6
+    return (
+        f"{cores} cores ({model}), {memory:.0f} GB, Linux {platform.release().split('-')[0]}, "
+        f"Python {platform.python_version()}; server and training share the cores."
+    )
