@@ -11,7 +11,7 @@ from blake3 import blake3
 from checkpoint_store.blobs import BlobStore
 from checkpoint_store.digests import blob_key
 from checkpoint_store.manifest import Manifest
-from checkpoint_store.manifest_reading import corrupt
+from checkpoint_store.manifest_reading import corrupt_blob
 from checkpoint_store.parallel import in_parallel
 from everstep.errors import EverstepError, Reason
 
@@ -68,17 +68,11 @@ class BlobDownload:
             if error.reason not in (Reason.BLOB_NOT_FOUND, Reason.CHECKPOINT_CORRUPT):
                 raise
             is_missing = error.reason is Reason.BLOB_NOT_FOUND
-            raise self._corrupt(key, "is missing" if is_missing else "has another length") from None
+            fault = "is missing" if is_missing else "has another length"
+            raise corrupt_blob(self._manifest, key, fault) from None
         if not arrival.came(begin, end):
-            raise self._corrupt(key, "holds other bytes than were written")
+            raise corrupt_blob(self._manifest, key, "holds other bytes than were written")
         self._received(end - begin)
-
-    def _corrupt(self, key: str, fault: str) -> EverstepError:
-        return corrupt(
-            f"blob {key} of checkpoint {self._manifest.checkpoint_id} {fault}",
-            checkpoint_id=self._manifest.checkpoint_id,
-            blob=key,
-        )
 
 
 class _Arrival:

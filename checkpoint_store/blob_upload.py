@@ -13,6 +13,7 @@ from checkpoint_store.manifest import BlobEntry, TensorEntry
 from checkpoint_store.manifest_reading import read_manifest
 from checkpoint_store.parallel import in_parallel
 from checkpoint_store.safetensors_layout import parse_header
+from checkpoint_store.sweeps import await_sweeps
 from everstep.errors import EverstepError, Reason
 
 #: A kind, and where its safetensors file stands in memory: offset and length in bytes.
@@ -55,7 +56,9 @@ class BlobUpload:
         self._changing = threading.Lock()
         self._seen: set[str] = set()
         #: Where the bytes stand of what was found in the store.
-        self._reused: dict[str, MemoryBlob] = {}
+        self._found: dict[str, MemoryBlob] = {}
+        #: Something was found that a collection may be removing now: uploaded all the same.
+        self._found_old = False
         self._uploaded_bytes = 0
         self._named_by_parent: frozenset[str] | None = None
 
@@ -66,8 +69,10 @@ class BlobUpload:
             What a manifest says of each, in their order; and the bytes that were uploaded.
         """
         entries = in_parallel(self._parallelism, blobs, self._bring, NICENESS)
-        # A collection that began earlier may have removed what looked reusable a moment ago.
-        in_parallel(self._parallelism, self._reused.items(), self._bring_again, NICENESS)
+        if self._found_old:
+            await_sweeps(self._store)
+        # A collection that began earlier may have removed what was there a moment ago.
+        in_parallel(self._parallelism, self._found.items(), self._bring_again, NICENESS)
         return tuple(entries), self._uploaded_bytes
 
     def _bring(self, blob: MemoryBlob) -> BlobEntry:
@@ -75,26 +80,27 @@ class BlobUpload:
         with self._changing:
             is_new = entry.digest not in self._seen
             self._seen.add(entry.digest)
-        if is_new and self._is_reusable(entry.digest, entry.length):
-            with self._changing:
-                self._reused[entry.digest] = blob
-        elif is_new:
+        if is_new and not self._is_reusable(entry.digest, blob):
             self._put(entry.digest, blob)
         self._brought(entry.length)
         return entry
 
-    def _bring_again(self, reused: tuple[str, MemoryBlob]) -> None:
+    def _bring_again(self, found: tuple[str, MemoryBlob]) -> None:
         """Uploads what was found in the store, should it be gone meanwhile."""
-        digest, blob = reused
+        digest, blob = found
         if not _is_whole(self._store.stat(blob_key(digest)), blob[2]):
             self._put(digest, blob)
 
-    def _is_reusable(self, digest: str, length: int) -> bool:
+    def _is_reusable(self, digest: str, blob: MemoryBlob) -> bool:
         info = self._store.stat(blob_key(digest))
-        if info is None or not _is_whole(info, length):
+        if info is None or not _is_whole(info, blob[2]):
             return False
         age = (datetime.now(UTC) - info.modified).total_seconds()
-        return age <= REUSE_SECONDS or digest in self._read_parent()
+        is_reusable = age <= REUSE_SECONDS or digest in self._read_parent()
+        with self._changing:
+            self._found[digest] = blob
+            self._found_old |= not is_reusable
+        return is_reusable
 
     def _read_parent(self) -> frozenset[str]:
         """The digests that the parent names; read when they are first asked for."""

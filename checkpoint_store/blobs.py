@@ -7,10 +7,9 @@ import os
 import re
 import secrets
 import shutil
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,6 +31,20 @@ class BlobInfo:
     #: In bytes.
     size: int
     #: When it was put, by the store's clock; in UTC.
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class UnfinishedUpload:
+    """An object on its way into the store, or what is left of one whose writer died."""
+
+    #: Empty where the store does not know it.
+    key: str
+    #: The store's own name for the upload.
+    upload_id: str
+    #: What has arrived, in bytes.
+    size: int
+    #: When its newest part came, or it began; by the store's clock, in UTC.
     modified: datetime
 
 
@@ -102,6 +115,14 @@ class BlobStore(ABC):
         """Removes an object; fine when there is none."""
 
     @abstractmethod
+    def unfinished_uploads(self) -> Iterator[UnfinishedUpload]:
+        """Every upload that was begun and not ended, whoever began it."""
+
+    @abstractmethod
+    def abort_upload(self, upload: UnfinishedUpload) -> None:
+        """Removes what has arrived of an upload; fine when it has ended."""
+
+    @abstractmethod
     def download_url(self, key: str, expires: timedelta) -> str:
         """A URL that gives the object's bytes to whoever holds it, for a while."""
 
@@ -165,9 +186,6 @@ class LocalBlobStore(BlobStore):
     An object is written to `.incoming/` first, synced, and moved to its place.
     """
 
-    #: Files this old in `.incoming/` belong to nobody any more.
-    STALE_SECONDS: Final = 24 * 3600
-
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
         self._incoming = self._folder / ".incoming"
@@ -182,7 +200,6 @@ class LocalBlobStore(BlobStore):
             probe = self._incoming / f"check-{secrets.token_hex(8)}"
             probe.write_bytes(b"")
             probe.unlink()
-            self._remove_stale()
 
     def give_up(self) -> None:
         """Nothing is tried again here."""
@@ -218,6 +235,7 @@ class LocalBlobStore(BlobStore):
             try:
                 return path.read_bytes()
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                self._see_folder()
                 raise blob_not_found(key, self.url) from None
 
     def read_into(
@@ -239,6 +257,7 @@ class LocalBlobStore(BlobStore):
                             raise wrong_size(key, length, offset + position)
                         position += count
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                self._see_folder()
                 raise blob_not_found(key, self.url) from None
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
@@ -257,8 +276,20 @@ class LocalBlobStore(BlobStore):
             try:
                 path.unlink()
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                self._see_folder()
                 return
             _sync_folder(path.parent)
+
+    def unfinished_uploads(self) -> Iterator[UnfinishedUpload]:
+        with self._reported():
+            for path in self._incoming.iterdir() if self._incoming.is_dir() else ():
+                info = _info(path.name, path)
+                if info is not None:
+                    yield UnfinishedUpload("", path.name, info.size, info.modified)
+
+    def abort_upload(self, upload: UnfinishedUpload) -> None:
+        with self._reported():
+            (self._incoming / check_key(upload.upload_id)).unlink(missing_ok=True)
 
     def download_url(self, key: str, expires: timedelta) -> str:
         """A file:// URL: it does not expire, and serves on this machine only."""
@@ -268,12 +299,14 @@ class LocalBlobStore(BlobStore):
     def _path(self, key: str) -> Path:
         return self._folder / check_key(key)
 
-    def _remove_stale(self) -> None:
-        oldest = time.time() - self.STALE_SECONDS
-        for path in self._incoming.iterdir():
-            with suppress(FileNotFoundError):
-                if path.stat().st_mtime < oldest:
-                    path.unlink()
+    def _see_folder(self) -> None:
+        """What is not there is missing only if the store is there: its disk may be away."""
+        if not self._incoming.is_dir():
+            raise EverstepError(
+                Reason.STORE_UNAVAILABLE,
+                f"there is no store in {self._folder}; check that its disk is mounted and that "
+                "EVERSTEP_STORE_URL is right",
+            )
 
     @contextmanager
     def _reported(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from checkpoint_store.lineage import LineageEvent
 from checkpoint_store.manifest import BlobEntry, Manifest, manifest_key
 from checkpoint_store.manifest_reading import read_manifest
 from checkpoint_store.safetensors_layout import align
+from checkpoint_store.verification import verify_checkpoint
 
 __all__ = [
     "CheckpointDraft",
@@ -156,25 +157,6 @@ def restore_blobs(
         if source != offset:
             memory[offset : offset + length] = memory[source : source + length]
     return placed
-
-
-def verify_checkpoint(store: BlobStore, manifest: Manifest) -> tuple[int, int]:
-    """Reads every blob of a checkpoint once and compares it with its name.
-
-    Returns:
-        How many blobs and bytes were read.
-
-    Raises:
-        EverstepError: CHECKPOINT_CORRUPT naming the blob.
-    """
-    lengths = {entry.digest: entry.length for entry in manifest.blobs}
-    buffer = bytearray(max(lengths.values(), default=0))
-    download = BlobDownload(store, manifest, 1, lambda _bytes: None)
-    with memoryview(buffer) as memory:
-        for digest, length in lengths.items():
-            with memory[:length] as target:
-                download.run({digest: target})
-    return len(lengths), sum(lengths.values())
 
 
 def _complete(draft: CheckpointDraft, entries: Sequence[BlobEntry]) -> Manifest:

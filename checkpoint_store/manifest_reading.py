@@ -42,3 +42,12 @@ def corrupt(message: str, **metadata: str) -> EverstepError:
     return EverstepError(
         Reason.CHECKPOINT_CORRUPT, f"{message}; use another checkpoint", metadata=metadata
     )
+
+
+def corrupt_blob(manifest: Manifest, key: str, fault: str) -> EverstepError:
+    """CHECKPOINT_CORRUPT that names the blob; the fault as in `is missing`."""
+    return corrupt(
+        f"blob {key} of checkpoint {manifest.checkpoint_id} {fault}",
+        checkpoint_id=manifest.checkpoint_id,
+        blob=key,
+    )

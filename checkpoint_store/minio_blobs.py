@@ -6,7 +6,7 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
 from itertools import islice
@@ -31,12 +31,14 @@ from urllib3.exceptions import HTTPError, IncompleteRead
 from checkpoint_store.blobs import (
     BlobInfo,
     BlobStore,
+    UnfinishedUpload,
     check_key,
     check_prefix,
     check_range,
     wrong_size,
 )
 from checkpoint_store.digests import Buffer
+from checkpoint_store.minio_uploads import abort_upload, uploaded_parts, uploads_page, utc
 from checkpoint_store.s3_errors import (
     NO_OBJECT,
     IncompletePutError,
@@ -195,6 +197,25 @@ class MinioBlobStore(BlobStore):
 
         self._retried(delete_once)
 
+    def unfinished_uploads(self) -> Iterator[UnfinishedUpload]:
+        seen: set[str] = set()
+        after = ("", "")
+        while True:
+            page = self._retried(partial(uploads_page, self._client, self._bucket, after))
+            new = [upload for upload in page.uploads if upload.upload_id not in seen]
+            for upload in new:
+                found = self._retried(partial(uploaded_parts, self._client, self._bucket, upload))
+                if found is not None:
+                    yield found
+            # A server that goes on in another order than it lists in must not keep us for ever.
+            if page.last is None or not new:
+                return
+            seen.update(upload.upload_id for upload in new)
+            after = page.last
+
+    def abort_upload(self, upload: UnfinishedUpload) -> None:
+        self._retried(partial(abort_upload, self._client, self._bucket, upload))
+
     def download_url(self, key: str, expires: timedelta) -> str:
         """A presigned GET; made here, without asking the server."""
         check_key(key)
@@ -233,7 +254,7 @@ class MinioBlobStore(BlobStore):
             if error.code in NO_OBJECT:
                 return None
             raise
-        return BlobInfo(key, found.size or 0, _utc(found.last_modified))
+        return BlobInfo(key, found.size or 0, utc(found.last_modified))
 
     def _read_once(self, key: str, target: memoryview, offset: int, length: int) -> None:
         is_whole = len(target) == length
@@ -277,7 +298,7 @@ class MinioBlobStore(BlobStore):
             self._bucket, prefix=prefix or None, recursive=True, start_after=after
         )
         return tuple(
-            BlobInfo(found.object_name or "", found.size or 0, _utc(found.last_modified))
+            BlobInfo(found.object_name or "", found.size or 0, utc(found.last_modified))
             for found in islice(objects, _PAGE_OBJECTS)
         )
 
@@ -315,7 +336,3 @@ def _object_length(headers: Mapping[str, str]) -> int:
     """Of the whole object that an answer is of, or is a range of."""
     content_range = headers.get("Content-Range")
     return int(headers["Content-Length"] if content_range is None else content_range.split("/")[-1])
-
-
-def _utc(moment: datetime | None) -> datetime:
-    return moment.astimezone(UTC) if moment is not None else datetime.fromtimestamp(0, UTC)

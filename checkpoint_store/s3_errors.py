@@ -13,6 +13,8 @@ from checkpoint_store.blobs import blob_not_found
 from everstep.errors import EverstepError, Reason
 
 NO_OBJECT: Final = frozenset({"NoSuchKey", "NoSuchObject", "ResourceNotFound"})
+#: Somebody aborted the upload; a put then begins anew.
+NO_UPLOAD: Final = "NoSuchUpload"
 _DENIED: Final = frozenset(
     {
         "AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId",
@@ -23,7 +25,7 @@ _MAY_GET_BETTER: Final = frozenset(
     {
         "SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "ServiceUnavailable",
         "RequestTimeout", "RequestTimeoutException", "Throttling", "TooManyRequests",
-        "IncompleteBody", "OperationAborted", "ServerBusy", "XMinioServerNotInitialized",
+        "IncompleteBody", "OperationAborted", NO_UPLOAD, "ServerBusy", "XMinioServerNotInitialized",
     }
 )  # fmt: skip
 _HTTP_TOO_MANY: Final = 429

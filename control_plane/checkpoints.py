@@ -1,4 +1,4 @@
-"""The registry of checkpoints: listed, pinned, removed, verified, offered for download."""
+"""The registry of checkpoints: listed, pinned, removed, offered for download."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy import Connection
 
 from checkpoint_store.blobs import BlobStore
-from checkpoint_store.checkpoints import read_manifest, verify_checkpoint
+from checkpoint_store.checkpoints import read_manifest
 from checkpoint_store.digests import blob_digest, blob_key
 from checkpoint_store.manifest import Manifest
 from control_plane import pages, times
@@ -113,22 +113,6 @@ class Checkpoints:
             except EverstepError as error:
                 _log.warning("manifests not removed yet", reason=error.reason, error=error.message)
 
-    async def verify(self, checkpoint_id: str) -> tuple[int, int]:
-        """Reads a checkpoint's blobs again: how many, and their bytes.
-
-        Raises:
-            EverstepError: CHECKPOINT_NOT_FOUND; CHECKPOINT_CORRUPT, which names the damaged blob
-                and offers the operation's newest good checkpoint.
-        """
-        record = await self._database.read(_found, checkpoint_id)
-        try:
-            counted = await self._verify(record)
-        except EverstepError as error:
-            if error.reason is not Reason.CHECKPOINT_CORRUPT:
-                raise
-            raise await self._with_offer(record, error) from None
-        return counted
-
     async def download_urls(
         self, checkpoint_id: str, part: CheckpointPart.ValueType
     ) -> Sequence[BlobDownload]:
@@ -170,42 +154,6 @@ class Checkpoints:
             digest=blob_digest(content),
         )
 
-    async def _verify(self, record: CheckpointRecord) -> tuple[int, int]:
-        try:
-            counted = await asyncio.to_thread(
-                lambda: verify_checkpoint(self._store, self._manifest(record))
-            )
-        except EverstepError as error:
-            if error.reason is Reason.CHECKPOINT_NOT_FOUND:
-                error = EverstepError(
-                    Reason.CHECKPOINT_CORRUPT, error.message, metadata=error.metadata
-                )
-            if error.reason is Reason.CHECKPOINT_CORRUPT:
-                await self._database.write(_set_damaged, record.checkpoint_id, True)
-            raise error from None
-        if record.damaged:
-            await self._database.write(_set_damaged, record.checkpoint_id, False)
-        return counted
-
-    async def _with_offer(self, record: CheckpointRecord, error: EverstepError) -> EverstepError:
-        """The error, with the newest checkpoint of the operation that reads well."""
-        for other in await self._database.read(checkpoints.of_operation, record.operation_id):
-            if other.checkpoint_id == record.checkpoint_id:
-                continue
-            try:
-                await self._verify(other)
-            except EverstepError as failure:
-                if failure.reason is not Reason.CHECKPOINT_CORRUPT:
-                    raise
-                continue
-            return EverstepError(
-                error.reason,
-                f"{error.message}; the newest good one of {record.operation_id} is "
-                f"{other.checkpoint_id}",
-                metadata={**error.metadata, "newest_good_checkpoint_id": other.checkpoint_id},
-            )
-        return error
-
     def _manifest(self, record: CheckpointRecord) -> Manifest:
         return read_manifest(self._store, record.manifest_key, record.manifest_digest)
 
@@ -238,10 +186,6 @@ def _pin(connection: Connection, checkpoint_id: str, pinned: bool) -> Checkpoint
     _found(connection, checkpoint_id)
     checkpoints.set_values(connection, checkpoint_id, pinned=pinned)
     return checkpoint_message(_found(connection, checkpoint_id))
-
-
-def _set_damaged(connection: Connection, checkpoint_id: str, damaged: bool) -> None:
-    checkpoints.set_values(connection, checkpoint_id, damaged=damaged)
 
 
 def _delete(connection: Connection, checkpoint_id: str) -> None:

@@ -1,26 +1,25 @@
-"""Blobs that no checkpoint needs: counted, and collected.
+"""Blobs that no checkpoint needs, and uploads that nobody ended: collected.
 
 Every manifest in the store protects its blobs, whether or not this control plane knows it: a
 trainer may have written one whose event is still on its way, or for another caller. A blob that
 nothing names is removed once it is older than the grace, which is longer than an upload relies on
-a blob that it found in the store.
+a blob that it found in the store. An upload is aborted when no part of it came for as long.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from sqlalchemy import Connection
 
-from checkpoint_store.blobs import BlobInfo, BlobStore
-from checkpoint_store.checkpoints import read_manifest
+from checkpoint_store.blobs import BlobInfo, BlobStore, UnfinishedUpload
 from checkpoint_store.digests import blob_key
-from control_plane import times
+from checkpoint_store.sweeps import AnnouncedSweep, remove_stale_sweeps
+from control_plane import store_contents, times
 from control_plane.checkpoints import Checkpoints
 from control_plane.database import attempts, checkpoints
 from control_plane.database.session import Database
@@ -28,23 +27,7 @@ from everstep.errors import EverstepError, Reason
 
 #: The youngest a removed blob is; never less while something trains.
 DEFAULT_GRACE: Final = timedelta(hours=1)
-BLOBS: Final = "blobs/"
-MANIFESTS: Final = "operations/"
 _MANIFEST_KEY: Final = re.compile(r"operations/([^/]+)/attempts/([0-9]+)/checkpoints/[^/]+\.json")
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What checkpoints take in the store."""
-
-    checkpoints: int
-    #: What they would take without sharing blobs, in bytes.
-    logical_bytes: int
-    stored_blobs: int
-    stored_bytes: int
-    #: Those that no manifest names.
-    reclaimable_blobs: int
-    reclaimable_bytes: int
 
 
 @dataclass(frozen=True)
@@ -54,6 +37,8 @@ class Collection:
     removed_blobs: int
     removed_bytes: int
     kept_blobs: int
+    aborted_uploads: int
+    aborted_bytes: int
 
 
 class GarbageCollector:
@@ -65,29 +50,8 @@ class GarbageCollector:
         self._registry = registry
         self._collecting = asyncio.Lock()
 
-    async def usage(self) -> Usage:
-        """Counts; changes nothing."""
-        count, logical_bytes = await self._database.read(checkpoints.totals)
-        removed = frozenset(await self._database.read(checkpoints.planned_removals))
-
-        def scan() -> tuple[list[BlobInfo], set[str]]:
-            # Blobs first: what a manifest written meanwhile names is not counted as garbage.
-            stored = list(self._store.list(BLOBS))
-            return stored, self._named(removed)
-
-        stored, named = await asyncio.to_thread(scan)
-        unnamed = [info for info in stored if info.key not in named]
-        return Usage(
-            checkpoints=count,
-            logical_bytes=logical_bytes,
-            stored_blobs=len(stored),
-            stored_bytes=sum(info.size for info in stored),
-            reclaimable_blobs=len(unnamed),
-            reclaimable_bytes=sum(info.size for info in unnamed),
-        )
-
     async def collect(self, grace: timedelta | None, dry_run: bool) -> Collection:
-        """Removes blobs that nothing names and that are older than the grace.
+        """Removes blobs that nothing names, and what is left of uploads, older than the grace.
 
         While something trains the grace is an hour at least: an upload may rely on younger ones.
 
@@ -109,7 +73,7 @@ class GarbageCollector:
     async def _abandoned(self, grace: timedelta, dry_run: bool) -> set[str]:
         """Manifests of attempts that are over and forgotten, and which were never registered."""
         oldest = datetime.now(UTC) - max(grace, DEFAULT_GRACE)
-        listed = await asyncio.to_thread(lambda: list(self._store.list(MANIFESTS)))
+        listed = await asyncio.to_thread(lambda: list(self._store.list(store_contents.MANIFESTS)))
         old = [info.key for info in listed if info.modified < oldest]
         keys = await self._database.read(_unregistered, old)
         if keys and not dry_run:
@@ -118,19 +82,34 @@ class GarbageCollector:
         return set(keys)
 
     def _sweep(self, oldest: datetime, removed: frozenset[str], dry_run: bool) -> Collection:
-        stored = list(self._store.list(BLOBS))
+        if not dry_run:
+            remove_stale_sweeps(self._store)
+        stored = list(self._store.list(store_contents.BLOBS))
         named = self._named(removed)
         garbage = [info for info in stored if info.key not in named and info.modified < oldest]
         if garbage and not dry_run:
-            # Once more, as late as can be: an upload may have been given its manifest meanwhile.
-            named |= self._named(removed)
-            garbage = [info for info in garbage if info.key not in named]
-            garbage = [info for info in garbage if self._remove_if_old(info, oldest)]
+            garbage = self._remove(garbage, oldest, removed)
+        aborted = self._abort(oldest, dry_run)
         return Collection(
             removed_blobs=len(garbage),
             removed_bytes=sum(info.size for info in garbage),
             kept_blobs=len(stored) - len(garbage),
+            aborted_uploads=len(aborted),
+            aborted_bytes=sum(upload.size for upload in aborted),
         )
+
+    def _remove(
+        self, garbage: list[BlobInfo], oldest: datetime, removed: frozenset[str]
+    ) -> list[BlobInfo]:
+        """What of it is removed: an upload may have been given its manifest meanwhile."""
+        named = self._named(removed)
+        with AnnouncedSweep(self._store) as sweep:
+            gone = []
+            for info in garbage:
+                sweep.renew()
+                if info.key not in named and self._remove_if_old(info, oldest):
+                    gone.append(info)
+            return gone
 
     def _remove_if_old(self, info: BlobInfo, oldest: datetime) -> bool:
         now = self._store.stat(info.key)
@@ -139,34 +118,27 @@ class GarbageCollector:
         self._store.delete(info.key)
         return True
 
+    def _abort(self, oldest: datetime, dry_run: bool) -> list[UnfinishedUpload]:
+        """The uploads that no part came of since; they are gone, but for a dry run."""
+        uploads = store_contents.unfinished_uploads(self._store)
+        old = [upload for upload in uploads if upload.modified < oldest]
+        for upload in old if not dry_run else ():
+            self._store.abort_upload(upload)
+        return old
+
     def _named(self, removed: frozenset[str]) -> set[str]:
         """The blobs that the manifests in the store name, but for those that are to be removed."""
-        is_removed = _matcher(removed)
         named: set[str] = set()
-        for info in self._store.list(MANIFESTS):
-            if is_removed(info.key):
-                continue
-            try:
-                manifest = read_manifest(self._store, info.key)
-            except EverstepError as error:
-                if error.reason is Reason.CHECKPOINT_NOT_FOUND:
-                    continue
-                if error.reason is not Reason.CHECKPOINT_CORRUPT:
-                    raise
+        for key, manifest in store_contents.manifests(self._store, removed):
+            if manifest is None:
                 raise EverstepError(
                     Reason.CHECKPOINT_CORRUPT,
-                    f"{info.key} cannot be read, so what it needs is not known; delete that "
+                    f"{key} cannot be read, so what it needs is not known; delete that "
                     "checkpoint, then collect again",
-                    metadata={"manifest_key": info.key},
-                ) from None
+                    metadata={"manifest_key": key},
+                )
             named.update(blob_key(blob.digest) for blob in manifest.blobs)
         return named
-
-
-def _matcher(removed: Iterable[str]) -> Callable[[str], bool]:
-    keys = {key for key in removed if not key.endswith("/")}
-    prefixes = tuple(key for key in removed if key.endswith("/"))
-    return lambda key: key in keys or (bool(prefixes) and key.startswith(prefixes))
 
 
 def _unregistered(connection: Connection, keys: list[str]) -> list[str]:

@@ -14,7 +14,6 @@ from control_plane.checkpoints import Checkpoints
 from control_plane.database.session import Database
 from control_plane.dispatcher import Dispatcher
 from control_plane.event_log import EventLog
-from control_plane.garbage import GarbageCollector
 from control_plane.operations import Operations
 from control_plane.servicers.checkpoints import CheckpointServicer
 from control_plane.servicers.operations import OperationServicer
@@ -61,7 +60,7 @@ async def serve(settings: ControlPlaneSettings) -> None:
             OperationServicer(operations, log, dispatcher, checkpoints), server
         )
         add_CheckpointServiceServicer_to_server(
-            CheckpointServicer(checkpoints, GarbageCollector(database, store, checkpoints)), server
+            CheckpointServicer(database, store, checkpoints), server
         )
         add_TrainerRegistryServiceServicer_to_server(
             TrainerRegistryServicer(Trainers(database, settings.lease_seconds, dispatcher.wake)),

@@ -218,6 +218,24 @@ class Client:
             timeout=VERIFY_DEADLINE_SECONDS,
         )
 
+    def verify_all(
+        self, operation_id: str = ""
+    ) -> Iterator[checkpoints_pb2.VerifyCheckpointsResponse]:
+        """Reads every blob of all checkpoints again, of one operation or (empty) all.
+
+        Gives each checkpoint as it is done, and between them how far the reading is. One who stops
+        iterating ends the reading.
+        """
+        stream = self._checkpoints.VerifyCheckpoints(
+            checkpoints_pb2.VerifyCheckpointsRequest(operation_id=operation_id)
+        )
+        try:
+            yield from stream
+        except grpc.RpcError as failure:
+            raise self._error(failure) from None
+        finally:
+            stream.cancel()
+
     def downloads(
         self, checkpoint_id: str, part: checkpoints_pb2.CheckpointPart.ValueType
     ) -> Sequence[checkpoints_pb2.BlobDownload]:
@@ -312,14 +330,17 @@ class Client:
         try:
             return method(request, timeout=timeout)
         except grpc.RpcError as failure:
-            error = error_from_call(failure)
-            if error.reason in (Reason.SERVICE_UNAVAILABLE, Reason.DEADLINE_EXCEEDED):
-                raise EverstepError(
-                    Reason.SERVICE_UNAVAILABLE,
-                    f"no control plane answers at {self.address}; run `everstep up`, or say where "
-                    "it is with --address or EVERSTEP_ADDRESS",
-                ) from None
-            raise error from None
+            raise self._error(failure) from None
+
+    def _error(self, failure: grpc.RpcError) -> EverstepError:
+        error = error_from_call(failure)
+        if error.reason in (Reason.SERVICE_UNAVAILABLE, Reason.DEADLINE_EXCEEDED):
+            return EverstepError(
+                Reason.SERVICE_UNAVAILABLE,
+                f"no control plane answers at {self.address}; run `everstep up`, or say where "
+                "it is with --address or EVERSTEP_ADDRESS",
+            )
+        return error
 
 
 def _pause_seconds(failures: int) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, tuple_, update
+from sqlalchemy import Connection, case, delete, func, insert, select, tuple_, update
 
 from control_plane.database.schema import checkpoints, removals
 
@@ -93,14 +93,25 @@ def set_values(connection: Connection, checkpoint_id: str, **values: Any) -> Non
     )
 
 
-def totals(connection: Connection) -> tuple[int, int]:
-    """How many checkpoints there are, and their bytes together."""
+def totals(connection: Connection) -> tuple[int, int, int]:
+    """How many checkpoints there are, how many of them are damaged, and their bytes together."""
     row = connection.execute(
-        select(func.count(), func.coalesce(func.sum(checkpoints.c.logical_bytes), 0)).select_from(
-            checkpoints
-        )
+        select(
+            func.count(),
+            func.coalesce(func.sum(case((checkpoints.c.damaged, 1), else_=0)), 0),
+            func.coalesce(func.sum(checkpoints.c.logical_bytes), 0),
+        ).select_from(checkpoints)
     ).one()
-    return int(row[0]), int(row[1])
+    return int(row[0]), int(row[1]), int(row[2])
+
+
+def ids(connection: Connection, operation_id: str) -> list[str]:
+    """The checkpoints newest first, of one operation or (empty) of all."""
+    query = select(checkpoints.c.checkpoint_id)
+    if operation_id:
+        query = query.where(checkpoints.c.operation_id == operation_id)
+    query = query.order_by(checkpoints.c.create_time.desc(), checkpoints.c.checkpoint_id.desc())
+    return [row.checkpoint_id for row in connection.execute(query)]
 
 
 def manifest_keys(connection: Connection) -> set[str]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
 
+from checkpoint_store.blobs import BlobStore
 from control_plane.checkpoints import Checkpoints
+from control_plane.database.session import Database
 from control_plane.garbage import GarbageCollector
+from control_plane.storage_usage import storage_usage
+from control_plane.verification import Verification
 from everstep.control.v1 import checkpoints_pb2, checkpoints_pb2_grpc
 from everstep.training.v1.checkpoint_pb2 import Checkpoint
 
@@ -17,9 +23,12 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class CheckpointServicer(checkpoints_pb2_grpc.CheckpointServiceServicer):
     """What is known of checkpoints."""
 
-    def __init__(self, checkpoints: Checkpoints, collector: GarbageCollector) -> None:
+    def __init__(self, database: Database, store: BlobStore, checkpoints: Checkpoints) -> None:
+        self._database = database
+        self._store = store
         self._checkpoints = checkpoints
-        self._collector = collector
+        self._collector = GarbageCollector(database, store, checkpoints)
+        self._verification = Verification(database, store)
 
     async def ListCheckpoints(
         self, request: checkpoints_pb2.ListCheckpointsRequest, _context: Context
@@ -47,8 +56,15 @@ class CheckpointServicer(checkpoints_pb2_grpc.CheckpointServiceServicer):
     async def VerifyCheckpoint(
         self, request: checkpoints_pb2.VerifyCheckpointRequest, _context: Context
     ) -> checkpoints_pb2.VerifyCheckpointResponse:
-        blobs, size = await self._checkpoints.verify(request.checkpoint_id)
+        blobs, size = await self._verification.verify(request.checkpoint_id)
         return checkpoints_pb2.VerifyCheckpointResponse(blobs=blobs, bytes=size)
+
+    async def VerifyCheckpoints(
+        self, request: checkpoints_pb2.VerifyCheckpointsRequest, _context: Context
+    ) -> AsyncIterator[checkpoints_pb2.VerifyCheckpointsResponse]:
+        async with aclosing(self._verification.verify_all(request.operation_id)) as responses:
+            async for response in responses:
+                yield response
 
     async def GetDownloadUrls(
         self, request: checkpoints_pb2.GetDownloadUrlsRequest, _context: Context
@@ -59,7 +75,7 @@ class CheckpointServicer(checkpoints_pb2_grpc.CheckpointServiceServicer):
     async def GetStorageUsage(
         self, _request: checkpoints_pb2.GetStorageUsageRequest, _context: Context
     ) -> checkpoints_pb2.GetStorageUsageResponse:
-        usage = await self._collector.usage()
+        usage = await storage_usage(self._database, self._store)
         return checkpoints_pb2.GetStorageUsageResponse(**vars(usage))
 
     async def CollectGarbage(

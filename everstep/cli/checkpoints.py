@@ -21,6 +21,7 @@ from everstep.cli.console import (
     size,
     words,
 )
+from everstep.cli.scrub import verify_all
 from everstep.control.v1.checkpoints_pb2 import CheckpointPart
 from everstep.downloads import download
 from everstep.errors import EverstepError, Reason
@@ -110,10 +111,25 @@ def delete(
 
 @app.command()
 def verify(
-    checkpoint: CheckpointName, address: Address = "", output: Output = OutputFormat.TABLE
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="Which one; default: all.")
+    ] = "",
+    operation: Annotated[
+        str, typer.Option("--operation", metavar="OP", help="All of one operation.")
+    ] = "",
+    address: Address = "",
+    output: Output = OutputFormat.TABLE,
 ) -> None:
-    """Read every blob of a checkpoint again and compare its digest."""
+    """Read every blob again and compare its digest. Exit code 1 when something is damaged."""
+    if checkpoint and operation:
+        raise EverstepError(
+            Reason.INVALID_REQUEST, "name a checkpoint or --operation, not both; leave one out"
+        )
     with connect(address) as client:
+        if not checkpoint:
+            name = client.find_operation(operation) if operation else ""
+            verify_all(client.verify_all(name), output)
+            return
         verified = client.verify(checkpoint)
     if output is OutputFormat.JSON:
         print_json(verified)
@@ -179,20 +195,31 @@ def usage(address: Address = "", output: Output = OutputFormat.TABLE) -> None:
     if output is OutputFormat.JSON:
         print_json(found)
         return
-    live = found.stored_bytes - found.reclaimable_bytes
-    print_rows(
-        ("", ""),
+    rows = [
+        ("checkpoints", str(found.checkpoints)),
+        ("their states", size(found.logical_bytes)),
+        ("stored", f"{size(found.stored_bytes)} in {found.stored_blobs} blobs"),
+        ("saved by sharing", size(found.saved_bytes)),
         (
-            ("checkpoints", str(found.checkpoints)),
-            ("their states", size(found.logical_bytes)),
-            ("stored", f"{size(found.stored_bytes)} in {found.stored_blobs} blobs"),
-            ("saved by sharing", size(max(0, found.logical_bytes - live))),
-            (
-                "reclaimable",
-                f"{size(found.reclaimable_bytes)} in {found.reclaimable_blobs} blobs (everstep gc)",
-            ),
+            "reclaimable",
+            f"{size(found.reclaimable_bytes)} in {found.reclaimable_blobs} blobs (everstep gc)",
         ),
-    )
+        (
+            "unfinished uploads",
+            f"{size(found.unfinished_bytes)} in {found.unfinished_uploads} (everstep gc)",
+        ),
+    ]
+    if found.damaged_checkpoints:
+        rows.append(("damaged", f"{found.damaged_checkpoints} (everstep checkpoints verify)"))
+    if found.unregistered_checkpoints:
+        rows.append(
+            ("not registered", f"{found.unregistered_checkpoints} on their way, or remains")
+        )
+    if found.unreadable_manifests:
+        rows.append(
+            ("unreadable", f"{found.unreadable_manifests} manifests: what they need is not known")
+        )
+    print_rows(("", ""), rows)
 
 
 def gc(
@@ -200,7 +227,7 @@ def gc(
     address: Address = "",
     output: Output = OutputFormat.TABLE,
 ) -> None:
-    """Remove blobs that no checkpoint needs."""
+    """Remove blobs that no checkpoint needs, and what is left of uploads that nobody ended."""
     with connect(address) as client:
         found = client.collect_garbage(dry_run=dry_run)
     if output is OutputFormat.JSON:
@@ -211,6 +238,8 @@ def gc(
         f"{verb} {found.removed_blobs} blobs ({size(found.removed_bytes)}); "
         f"{found.kept_blobs} are needed, or too young to tell"
     )
+    verb = "would abort" if dry_run else "aborted"
+    print(f"{verb} {found.aborted_uploads} unfinished uploads ({size(found.aborted_bytes)})")
 
 
 def _row(checkpoint: Checkpoint) -> tuple[str, ...]:

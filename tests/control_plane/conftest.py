@@ -11,6 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
+from checkpoint_store import open_blob_store
+from checkpoint_store.blobs import BlobStore
 from everstep.control.v1 import checkpoints_pb2_grpc, operations_pb2, operations_pb2_grpc
 from everstep.control.v1.operations_pb2 import Operation, OperationEvent
 from everstep.errors import EverstepError
@@ -158,13 +160,37 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def control_plane(tmp_path: Path, database_url: str) -> Iterator[ServiceProcess]:
-    """A control plane over an empty database and a local folder, serving."""
+def folder(tmp_path: Path) -> Path:
+    """Where the store is that tests use when they do not say otherwise."""
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def store_settings(folder: Path) -> dict[str, str]:
+    return {"EVERSTEP_STORE_URL": folder.as_uri()}
+
+
+@pytest.fixture
+def store(store_settings: dict[str, str]) -> BlobStore:
+    opened = open_blob_store(
+        store_settings["EVERSTEP_STORE_URL"],
+        store_settings.get("EVERSTEP_STORE_ACCESS_KEY", ""),
+        store_settings.get("EVERSTEP_STORE_SECRET_KEY", ""),
+    )
+    opened.check()
+    return opened
+
+
+@pytest.fixture
+def control_plane(
+    tmp_path: Path, database_url: str, store_settings: dict[str, str]
+) -> Iterator[ServiceProcess]:
+    """A control plane over an empty database and that store, serving."""
     process = ServiceProcess(
         "control_plane",
         {
             "EVERSTEP_DATABASE_URL": database_url,
-            "EVERSTEP_STORE_URL": (tmp_path / "store").as_uri(),
+            **store_settings,
             "EVERSTEP_LEASE_SECONDS": str(LEASE_SECONDS),
         },
         tmp_path / "control-plane.log",

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import time
 import urllib.request
-from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
-from google.protobuf.duration_pb2 import Duration
 from safetensors.numpy import save
 
-from checkpoint_store import open_blob_store
 from checkpoint_store.blobs import BlobStore
-from checkpoint_store.checkpoints import CheckpointDraft, commit_checkpoint, read_manifest
+from checkpoint_store.checkpoints import read_manifest
 from checkpoint_store.digests import blob_key
 from control_plane.checkpoint_records import minimised, superfluous
 from control_plane.database.checkpoints import CheckpointRecord
 from everstep.control.v1.checkpoints_pb2 import (
     CheckpointPart,
-    CollectGarbageRequest,
-    CollectGarbageResponse,
     DeleteCheckpointRequest,
     GetCheckpointRequest,
     GetDownloadUrlsRequest,
@@ -40,13 +32,19 @@ from everstep.control.v1.operations_pb2 import (
     DeleteOperationRequest,
 )
 from everstep.errors import Reason
-from everstep.training.v1.checkpoint_pb2 import Checkpoint, CheckpointReference
 from everstep.training.v1.strategy_pb2 import CheckpointPolicy
 from tests.control_plane.conftest import Client, refused, strategy
 from tests.control_plane.scripted_trainer import ScriptedTrainer, ScriptedTraining
+from tests.control_plane.stored_checkpoints import (
+    HOUR,
+    age,
+    collect,
+    finished_with,
+    manifests,
+    store_checkpoint,
+)
 from tests.services.processes import ServiceProcess
 
-HOUR = 3600
 WEIGHTS = CheckpointPart.CHECKPOINT_PART_WEIGHTS
 
 
@@ -54,65 +52,6 @@ WEIGHTS = CheckpointPart.CHECKPOINT_PART_WEIGHTS
 def database_url(tmp_path: Path) -> str:
     """What is tested here is the same on any database."""
     return f"sqlite:///{tmp_path / 'control-plane.db'}"
-
-
-@pytest.fixture
-def store(control_plane: ServiceProcess) -> BlobStore:
-    return open_blob_store(control_plane.settings["EVERSTEP_STORE_URL"])
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "store"
-
-
-def store_checkpoint(
-    store: BlobStore,
-    training: ScriptedTraining,
-    step: int,
-    monitor_value: float | None = None,
-    weights_seed: int | None = None,
-) -> Checkpoint:
-    """A real checkpoint: weights that differ by step (or seed), an optimizer that never does."""
-    seed = step if weights_seed is None else weights_seed
-    weights = save({"w": np.full((8, 8), seed, dtype=np.float32)})
-    optimizer = save({"m": np.zeros((8, 8), dtype=np.float32)})
-    draft = CheckpointDraft(
-        checkpoint_id=f"ck-{step}-{training.operation_id}-{training.attempt}",
-        operation_id=training.operation_id,
-        attempt=training.attempt,
-        epoch=step // 10,
-        step=step,
-        trigger="PERIODIC",
-        create_time="2026-01-02T03:04:05.678+00:00",
-        parent=None,
-        blobs=(("weights", 0, len(weights)), ("optimizer", len(weights), len(optimizer))),
-        state={"step": step},
-        metrics={},
-        monitor="val_loss",
-        monitor_value=monitor_value,
-        strategy={},
-        strategy_digest="0" * 64,
-        data_digest="1" * 64,
-        fingerprint={},
-    )
-    committed = commit_checkpoint(store, draft, memoryview(weights + optimizer))
-    message = Checkpoint(
-        reference=CheckpointReference(
-            checkpoint_id=draft.checkpoint_id,
-            manifest_key=committed.manifest_key,
-            manifest_digest=committed.manifest_digest,
-        ),
-        operation_id=training.operation_id,
-        attempt=training.attempt,
-        epoch=draft.epoch,
-        step=step,
-        logical_bytes=committed.manifest.logical_bytes,
-        monitor="val_loss",
-    )
-    if monitor_value is not None:
-        message.monitor_value = monitor_value
-    return message
 
 
 async def listed(client: Client, operation_id: str) -> list[int]:
@@ -131,18 +70,6 @@ async def until_listed(client: Client, operation_id: str, steps: set[int]) -> No
     raise AssertionError(await listed(client, operation_id))
 
 
-def manifests(store: BlobStore) -> set[str]:
-    return {info.key for info in store.list("operations/")}
-
-
-def age(folder: Path, seconds: float, chosen: Callable[[str], bool] = lambda _key: True) -> None:
-    """Makes what is in the store older."""
-    for path in folder.rglob("*"):
-        if path.is_file() and chosen(path.relative_to(folder).as_posix()):
-            then = time.time() - seconds
-            os.utime(path, (then, then))
-
-
 def break_store(folder: Path) -> None:
     folder.rename(folder.with_name("away"))
     folder.write_text("no folder")
@@ -157,31 +84,6 @@ def download(url: str) -> bytes:
     with urllib.request.urlopen(url) as response:
         content: bytes = response.read()
         return content
-
-
-async def collect(
-    client: Client, *, dry_run: bool = False, grace: float | None = None
-) -> CollectGarbageResponse:
-    request = CollectGarbageRequest(dry_run=dry_run)
-    if grace is not None:
-        duration = Duration()
-        duration.FromTimedelta(timedelta(seconds=grace))
-        request.grace.CopyFrom(duration)
-    return await client.checkpoints.CollectGarbage(request, timeout=30)
-
-
-async def finished_with(
-    client: Client, trainer: ScriptedTrainer, store: BlobStore, steps: list[int]
-) -> tuple[str, list[Checkpoint]]:
-    """A completed operation with checkpoints at these steps, all of them kept."""
-    operation_id = await client.create(strategy=strategy(checkpoint={"keep_last": 100}))
-    training = await trainer.begun(operation_id)
-    made = [store_checkpoint(store, training, step) for step in steps]
-    for checkpoint in made:
-        training.commit(checkpoint)
-    training.complete(made[-1])
-    await client.until_state(operation_id, OPERATION_STATE_COMPLETED)
-    return operation_id, made
 
 
 async def test_retention_keeps_the_last_the_best_and_the_pinned(

@@ -19,6 +19,7 @@ import safetensors.torch
 import typer
 import yaml
 
+from checkpoint_store import open_blob_store
 from checkpoint_store.digests import kind_digest, tensor_digest
 from everstep.cli.console import OutputFormat
 from everstep.cli.train import follow
@@ -29,6 +30,7 @@ from tests.services.processes import PATIENCE_SECONDS, ServiceProcess, wait_for
 from tests.services.strategies import digits
 
 EVERSTEP = [str(Path(sys.executable).parent / "everstep")]
+KEYS = ("ACCESS_KEY", "SECRET_KEY")
 Everstep = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -84,6 +86,34 @@ def write_strategy(folder: Path, name: str, epochs: int, **changes: Any) -> str:
     return str(path)
 
 
+def verify_all_and_damage_one(
+    everstep: Everstep, control_plane: ServiceProcess, operation: str
+) -> None:
+    """One line for each; exit code 1, and the blob named, while one of them is damaged."""
+    store = open_blob_store(
+        *(control_plane.settings[f"EVERSTEP_STORE_{name}"] for name in ("URL", *KEYS))
+    )
+    verified = everstep("checkpoints", "verify", "-o", "json")
+    found = [json.loads(line) for line in verified.stdout.splitlines()]
+    assert len(found) == len(list(store.list("operations/")))
+    assert not any(one.get("damaged") for one in found)
+    assert "none damaged" in verified.stderr
+    [damaged] = everstep(
+        "checkpoints", "verify", "--operation", operation, "-o", "json"
+    ).stdout.splitlines()[:1]
+    checkpoint = json.loads(damaged)["checkpoint_id"]
+    [key] = [i.key for i in store.list("operations/") if i.key.endswith(f"/{checkpoint}.json")]
+    content = store.get(key)
+    store.put(key, b"{}")
+    verified = everstep("checkpoints", "verify", code=1)
+    assert checkpoint in verified.stdout
+    assert key in verified.stdout
+    assert "1 damaged" in verified.stderr
+    store.put(key, content)
+    everstep("checkpoints", "verify", checkpoint)
+    everstep("checkpoints", "verify", checkpoint, "--operation", operation, code=2)
+
+
 def test_detach_watch_cancel_resume_pull_and_diff(
     control_plane: ServiceProcess, everstep: Everstep, tmp_path: Path
 ) -> None:
@@ -137,6 +167,7 @@ def test_detach_watch_cancel_resume_pull_and_diff(
     ]
     newest = checkpoints[0]["reference"]["checkpoint_id"]
     everstep("checkpoints", "verify", newest)
+    verify_all_and_damage_one(everstep, control_plane, operation)
     everstep("checkpoints", "pin", newest)
     assert "CHECKPOINT_PINNED" in everstep("checkpoints", "delete", "-y", newest, code=3).stderr
     everstep("pull", operation, "-o", "weights.safetensors")
@@ -156,7 +187,10 @@ def test_detach_watch_cancel_resume_pull_and_diff(
     everstep("pull", operation, "--best", "-o", "best.safetensors")
     usage = json.loads(everstep("usage", "-o", "json").stdout)
     assert int(usage["checkpoints"]) >= 3
-    assert "would remove" in everstep("gc", "--dry-run").stdout
+    assert "unfinished uploads" in everstep("usage").stdout
+    planned = everstep("gc", "--dry-run").stdout
+    assert "would remove" in planned
+    assert "would abort 0 unfinished uploads" in planned
     assert "trainer-1" in everstep("trainers").stdout
 
 

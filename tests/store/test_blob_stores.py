@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import urllib.request
 from collections.abc import Callable
@@ -187,16 +186,18 @@ def test_what_is_on_its_way_into_a_folder_is_not_listed(tmp_path: Path) -> None:
     assert [info.key for info in store.list("")] == ["a/b"]
 
 
-def test_old_remains_in_a_folder_are_removed(tmp_path: Path) -> None:
-    store = open_blob_store(tmp_path.as_uri())
-    store.check()
-    old, young = tmp_path / ".incoming" / "old", tmp_path / ".incoming" / "young"
-    old.write_bytes(b"half")
-    young.write_bytes(b"half")
-    os.utime(old, (0, 0))
-    store.check()
-    assert not old.exists()
-    assert young.exists()
+def test_nothing_is_missing_from_a_folder_that_is_away(tmp_path: Path) -> None:
+    """An empty mount point: a checkpoint is not damaged, nor removed, for that."""
+    store = open_blob_store((tmp_path / "store").as_uri())
+    calls: list[Callable[[], object]] = [
+        lambda: store.get("a/b"),
+        lambda: store.read_into("a/b", memoryview(bytearray(1))),
+        lambda: store.delete("a/b"),
+    ]
+    for make in (lambda: None, (tmp_path / "store").mkdir):
+        make()
+        for call in calls:
+            assert refused(call) is Reason.STORE_UNAVAILABLE
 
 
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:

@@ -8,18 +8,20 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from checkpoint_store import open_blob_store
-from checkpoint_store.blobs import BlobStore
+from checkpoint_store.blobs import BlobStore, UnfinishedUpload
 from everstep.errors import EverstepError, Reason
 from everstep.object_store_process import MinioProcess
 from tests.store.conftest import ACCESS_KEY, SECRET_KEY
 from tests.store.seaweedfs import SeaweedProcess, free_ports
 
+UPLOAD = UnfinishedUpload("a/b", "an-upload", 0, datetime.fromtimestamp(0, UTC))
 CALLS: list[Callable[[BlobStore], object]] = [
     lambda store: store.check(),
     lambda store: store.put("a/b", b"x"),
@@ -28,8 +30,13 @@ CALLS: list[Callable[[BlobStore], object]] = [
     lambda store: store.read_into("a/b", memoryview(bytearray(1))),
     lambda store: list(store.list("")),
     lambda store: store.delete("a/b"),
+    lambda store: list(store.unfinished_uploads()),
+    lambda store: store.abort_upload(UPLOAD),
 ]
-CALL_NAMES = ["check", "put", "get", "stat", "read_into", "list", "delete"]
+CALL_NAMES = [
+    "check", "put", "get", "stat", "read_into", "list", "delete",
+    "unfinished_uploads", "abort_upload",
+]  # fmt: skip
 
 
 def failure(call: Callable[[], object]) -> EverstepError:

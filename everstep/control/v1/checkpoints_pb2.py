@@ -27,7 +27,7 @@ from everstep.training.v1 import checkpoint_pb2 as everstep_dot_training_dot_v1_
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%everstep/control/v1/checkpoints.proto\x12\x13\x65verstep.control.v1\x1a\x1b\x62uf/validate/validate.proto\x1a%everstep/training/v1/checkpoint.proto\x1a\x1egoogle/protobuf/duration.proto\"\x8e\x01\n\x16ListCheckpointsRequest\x12\x39\n\x0coperation_id\x18\x01 \x01(\tB#\xbaH r\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\xd8\x01\x01\x12\x1b\n\tpage_size\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\xf4\x03\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"i\n\x17ListCheckpointsResponse\x12\x35\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32 .everstep.training.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"O\n\x14GetCheckpointRequest\x12\x37\n\rcheckpoint_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\"r\n\x17UpdateCheckpointRequest\x12\x37\n\rcheckpoint_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\x12\x13\n\x06pinned\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\t\n\x07_pinned\"R\n\x17\x44\x65leteCheckpointRequest\x12\x37\n\rcheckpoint_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\"\x1a\n\x18\x44\x65leteCheckpointResponse\"R\n\x17VerifyCheckpointRequest\x12\x37\n\rcheckpoint_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\"8\n\x18VerifyCheckpointResponse\x12\r\n\x05\x62lobs\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\x90\x01\n\x16GetDownloadUrlsRequest\x12\x37\n\rcheckpoint_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\x12=\n\x04part\x18\x02 \x01(\x0e\x32#.everstep.control.v1.CheckpointPartB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\"K\n\x17GetDownloadUrlsResponse\x12\x30\n\x05\x62lobs\x18\x01 \x03(\x0b\x32!.everstep.control.v1.BlobDownload\":\n\x0c\x42lobDownload\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"\x18\n\x16GetStorageUsageRequest\"\xa7\x01\n\x17GetStorageUsageResponse\x12\x13\n\x0b\x63heckpoints\x18\x01 \x01(\x04\x12\x15\n\rlogical_bytes\x18\x02 \x01(\x04\x12\x14\n\x0cstored_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cstored_blobs\x18\x04 \x01(\x04\x12\x19\n\x11reclaimable_bytes\x18\x05 \x01(\x04\x12\x19\n\x11reclaimable_blobs\x18\x06 \x01(\x04\"\\\n\x15\x43ollectGarbageRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\x12\x32\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xbaH\x05\xaa\x01\x02\x32\x00\"Z\n\x16\x43ollectGarbageResponse\x12\x15\n\rremoved_blobs\x18\x01 \x01(\x04\x12\x15\n\rremoved_bytes\x18\x02 \x01(\x04\x12\x12\n\nkept_blobs\x18\x03 \x01(\x04*\xed\x01\n\x0e\x43heckpointPart\x12\x1f\n\x1b\x43HECKPOINT_PART_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43HECKPOINT_PART_WEIGHTS\x10\x01\x12 \n\x1c\x43HECKPOINT_PART_BEST_WEIGHTS\x10\x02\x12\x1d\n\x19\x43HECKPOINT_PART_OPTIMIZER\x10\x03\x12#\n\x1f\x43HECKPOINT_PART_AVERAGE_WEIGHTS\x10\x04\x12\x19\n\x15\x43HECKPOINT_PART_TRACE\x10\x05\x12\x1c\n\x18\x43HECKPOINT_PART_MANIFEST\x10\x06\x32\xec\x06\n\x11\x43heckpointService\x12l\n\x0fListCheckpoints\x12+.everstep.control.v1.ListCheckpointsRequest\x1a,.everstep.control.v1.ListCheckpointsResponse\x12\\\n\rGetCheckpoint\x12).everstep.control.v1.GetCheckpointRequest\x1a .everstep.training.v1.Checkpoint\x12\x62\n\x10UpdateCheckpoint\x12,.everstep.control.v1.UpdateCheckpointRequest\x1a .everstep.training.v1.Checkpoint\x12o\n\x10\x44\x65leteCheckpoint\x12,.everstep.control.v1.DeleteCheckpointRequest\x1a-.everstep.control.v1.DeleteCheckpointResponse\x12o\n\x10VerifyCheckpoint\x12,.everstep.control.v1.VerifyCheckpointRequest\x1a-.everstep.control.v1.VerifyCheckpointResponse\x12l\n\x0fGetDownloadUrls\x12+.everstep.control.v1.GetDownloadUrlsRequest\x1a,.everstep.control.v1.GetDownloadUrlsResponse\x12l\n\x0fGetStorageUsage\x12+.everstep.control.v1.GetStorageUsageRequest\x1a,.everstep.control.v1.GetStorageUsageResponse\x12i\n\x0e\x43ollectGarbage\x12*.everstep.control.v1.CollectGarbageRequest\x1a+.everstep.control.v1.CollectGarbageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%everstep/control/v1/checkpoints.proto\x12\x13\x65verstep.control.v1\x1a\x1b\x62uf/validate/validate.proto\x1a%everstep/training/v1/checkpoint.proto\x1a\x1egoogle/protobuf/duration.proto\"\x8e\x01\n\x16ListCheckpointsRequest\x12\x39\n\x0coperation_id\x18\x01 \x01(\tB#\xbaH r\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\xd8\x01\x01\x12\x1b\n\tpage_size\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\xf4\x03\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"i\n\x17ListCheckpointsResponse\x12\x35\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32 .everstep.training.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"O\n\x14GetCheckpointRequest\x12\x37\n\rcheckpoint_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\"r\n\x17UpdateCheckpointRequest\x12\x37\n\rcheckpoint_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\x12\x13\n\x06pinned\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\t\n\x07_pinned\"R\n\x17\x44\x65leteCheckpointRequest\x12\x37\n\rcheckpoint_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\"\x1a\n\x18\x44\x65leteCheckpointResponse\"R\n\x17VerifyCheckpointRequest\x12\x37\n\rcheckpoint_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\"8\n\x18VerifyCheckpointResponse\x12\r\n\x05\x62lobs\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"U\n\x18VerifyCheckpointsRequest\x12\x39\n\x0coperation_id\x18\x01 \x01(\tB#\xbaH r\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\xd8\x01\x01\"\xc6\x01\n\x19VerifyCheckpointsResponse\x12\x19\n\x11total_checkpoints\x18\x01 \x01(\r\x12\x18\n\x10\x64one_checkpoints\x18\x02 \x01(\r\x12\x1b\n\x13\x64\x61maged_checkpoints\x18\x03 \x01(\r\x12\r\n\x05\x62lobs\x18\x04 \x01(\x04\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\x12\x39\n\x08verified\x18\x06 \x01(\x0b\x32\'.everstep.control.v1.VerifiedCheckpoint\"\xa4\x01\n\x12VerifiedCheckpoint\x12\x15\n\rcheckpoint_id\x18\x01 \x01(\t\x12\x14\n\x0coperation_id\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x0f\n\x07\x64\x61maged\x18\x04 \x01(\x08\x12\x13\n\x0b\x64\x61maged_key\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\r\n\x05\x62lobs\x18\x07 \x01(\r\x12\r\n\x05\x62ytes\x18\x08 \x01(\x04\"\x90\x01\n\x16GetDownloadUrlsRequest\x12\x37\n\rcheckpoint_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\x12=\n\x04part\x18\x02 \x01(\x0e\x32#.everstep.control.v1.CheckpointPartB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\"K\n\x17GetDownloadUrlsResponse\x12\x30\n\x05\x62lobs\x18\x01 \x03(\x0b\x32!.everstep.control.v1.BlobDownload\":\n\x0c\x42lobDownload\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"\x18\n\x16GetStorageUsageRequest\"\xcf\x02\n\x17GetStorageUsageResponse\x12\x13\n\x0b\x63heckpoints\x18\x01 \x01(\x04\x12\x15\n\rlogical_bytes\x18\x02 \x01(\x04\x12\x14\n\x0cstored_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cstored_blobs\x18\x04 \x01(\x04\x12\x19\n\x11reclaimable_bytes\x18\x05 \x01(\x04\x12\x19\n\x11reclaimable_blobs\x18\x06 \x01(\x04\x12\x13\n\x0bsaved_bytes\x18\x07 \x01(\x04\x12\x1b\n\x13\x64\x61maged_checkpoints\x18\x08 \x01(\x04\x12 \n\x18unregistered_checkpoints\x18\t \x01(\x04\x12\x1c\n\x14unreadable_manifests\x18\n \x01(\x04\x12\x1a\n\x12unfinished_uploads\x18\x0b \x01(\x04\x12\x18\n\x10unfinished_bytes\x18\x0c \x01(\x04\"\\\n\x15\x43ollectGarbageRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\x12\x32\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\xbaH\x05\xaa\x01\x02\x32\x00\"\x8a\x01\n\x16\x43ollectGarbageResponse\x12\x15\n\rremoved_blobs\x18\x01 \x01(\x04\x12\x15\n\rremoved_bytes\x18\x02 \x01(\x04\x12\x12\n\nkept_blobs\x18\x03 \x01(\x04\x12\x17\n\x0f\x61\x62orted_uploads\x18\x04 \x01(\x04\x12\x15\n\raborted_bytes\x18\x05 \x01(\x04*\xed\x01\n\x0e\x43heckpointPart\x12\x1f\n\x1b\x43HECKPOINT_PART_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43HECKPOINT_PART_WEIGHTS\x10\x01\x12 \n\x1c\x43HECKPOINT_PART_BEST_WEIGHTS\x10\x02\x12\x1d\n\x19\x43HECKPOINT_PART_OPTIMIZER\x10\x03\x12#\n\x1f\x43HECKPOINT_PART_AVERAGE_WEIGHTS\x10\x04\x12\x19\n\x15\x43HECKPOINT_PART_TRACE\x10\x05\x12\x1c\n\x18\x43HECKPOINT_PART_MANIFEST\x10\x06\x32\xe2\x07\n\x11\x43heckpointService\x12l\n\x0fListCheckpoints\x12+.everstep.control.v1.ListCheckpointsRequest\x1a,.everstep.control.v1.ListCheckpointsResponse\x12\\\n\rGetCheckpoint\x12).everstep.control.v1.GetCheckpointRequest\x1a .everstep.training.v1.Checkpoint\x12\x62\n\x10UpdateCheckpoint\x12,.everstep.control.v1.UpdateCheckpointRequest\x1a .everstep.training.v1.Checkpoint\x12o\n\x10\x44\x65leteCheckpoint\x12,.everstep.control.v1.DeleteCheckpointRequest\x1a-.everstep.control.v1.DeleteCheckpointResponse\x12o\n\x10VerifyCheckpoint\x12,.everstep.control.v1.VerifyCheckpointRequest\x1a-.everstep.control.v1.VerifyCheckpointResponse\x12t\n\x11VerifyCheckpoints\x12-.everstep.control.v1.VerifyCheckpointsRequest\x1a..everstep.control.v1.VerifyCheckpointsResponse0\x01\x12l\n\x0fGetDownloadUrls\x12+.everstep.control.v1.GetDownloadUrlsRequest\x1a,.everstep.control.v1.GetDownloadUrlsResponse\x12l\n\x0fGetStorageUsage\x12+.everstep.control.v1.GetStorageUsageRequest\x1a,.everstep.control.v1.GetStorageUsageResponse\x12i\n\x0e\x43ollectGarbage\x12*.everstep.control.v1.CollectGarbageRequest\x1a+.everstep.control.v1.CollectGarbageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,14 +48,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETECHECKPOINTREQUEST'].fields_by_name['checkpoint_id']._serialized_options = b'\272H\035r\0332\031^[a-z0-9][a-z0-9-]{0,63}$'
   _globals['_VERIFYCHECKPOINTREQUEST'].fields_by_name['checkpoint_id']._loaded_options = None
   _globals['_VERIFYCHECKPOINTREQUEST'].fields_by_name['checkpoint_id']._serialized_options = b'\272H\035r\0332\031^[a-z0-9][a-z0-9-]{0,63}$'
+  _globals['_VERIFYCHECKPOINTSREQUEST'].fields_by_name['operation_id']._loaded_options = None
+  _globals['_VERIFYCHECKPOINTSREQUEST'].fields_by_name['operation_id']._serialized_options = b'\272H r\0332\031^[a-z0-9][a-z0-9-]{0,63}$\330\001\001'
   _globals['_GETDOWNLOADURLSREQUEST'].fields_by_name['checkpoint_id']._loaded_options = None
   _globals['_GETDOWNLOADURLSREQUEST'].fields_by_name['checkpoint_id']._serialized_options = b'\272H\035r\0332\031^[a-z0-9][a-z0-9-]{0,63}$'
   _globals['_GETDOWNLOADURLSREQUEST'].fields_by_name['part']._loaded_options = None
   _globals['_GETDOWNLOADURLSREQUEST'].fields_by_name['part']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
   _globals['_COLLECTGARBAGEREQUEST'].fields_by_name['grace']._loaded_options = None
   _globals['_COLLECTGARBAGEREQUEST'].fields_by_name['grace']._serialized_options = b'\272H\005\252\001\0022\000'
-  _globals['_CHECKPOINTPART']._serialized_start=1532
-  _globals['_CHECKPOINTPART']._serialized_end=1769
+  _globals['_CHECKPOINTPART']._serialized_start=2204
+  _globals['_CHECKPOINTPART']._serialized_end=2441
   _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=163
   _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=305
   _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=307
@@ -72,20 +74,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFYCHECKPOINTREQUEST']._serialized_end=805
   _globals['_VERIFYCHECKPOINTRESPONSE']._serialized_start=807
   _globals['_VERIFYCHECKPOINTRESPONSE']._serialized_end=863
-  _globals['_GETDOWNLOADURLSREQUEST']._serialized_start=866
-  _globals['_GETDOWNLOADURLSREQUEST']._serialized_end=1010
-  _globals['_GETDOWNLOADURLSRESPONSE']._serialized_start=1012
-  _globals['_GETDOWNLOADURLSRESPONSE']._serialized_end=1087
-  _globals['_BLOBDOWNLOAD']._serialized_start=1089
-  _globals['_BLOBDOWNLOAD']._serialized_end=1147
-  _globals['_GETSTORAGEUSAGEREQUEST']._serialized_start=1149
-  _globals['_GETSTORAGEUSAGEREQUEST']._serialized_end=1173
-  _globals['_GETSTORAGEUSAGERESPONSE']._serialized_start=1176
-  _globals['_GETSTORAGEUSAGERESPONSE']._serialized_end=1343
-  _globals['_COLLECTGARBAGEREQUEST']._serialized_start=1345
-  _globals['_COLLECTGARBAGEREQUEST']._serialized_end=1437
-  _globals['_COLLECTGARBAGERESPONSE']._serialized_start=1439
-  _globals['_COLLECTGARBAGERESPONSE']._serialized_end=1529
-  _globals['_CHECKPOINTSERVICE']._serialized_start=1772
-  _globals['_CHECKPOINTSERVICE']._serialized_end=2648
+  _globals['_VERIFYCHECKPOINTSREQUEST']._serialized_start=865
+  _globals['_VERIFYCHECKPOINTSREQUEST']._serialized_end=950
+  _globals['_VERIFYCHECKPOINTSRESPONSE']._serialized_start=953
+  _globals['_VERIFYCHECKPOINTSRESPONSE']._serialized_end=1151
+  _globals['_VERIFIEDCHECKPOINT']._serialized_start=1154
+  _globals['_VERIFIEDCHECKPOINT']._serialized_end=1318
+  _globals['_GETDOWNLOADURLSREQUEST']._serialized_start=1321
+  _globals['_GETDOWNLOADURLSREQUEST']._serialized_end=1465
+  _globals['_GETDOWNLOADURLSRESPONSE']._serialized_start=1467
+  _globals['_GETDOWNLOADURLSRESPONSE']._serialized_end=1542
+  _globals['_BLOBDOWNLOAD']._serialized_start=1544
+  _globals['_BLOBDOWNLOAD']._serialized_end=1602
+  _globals['_GETSTORAGEUSAGEREQUEST']._serialized_start=1604
+  _globals['_GETSTORAGEUSAGEREQUEST']._serialized_end=1628
+  _globals['_GETSTORAGEUSAGERESPONSE']._serialized_start=1631
+  _globals['_GETSTORAGEUSAGERESPONSE']._serialized_end=1966
+  _globals['_COLLECTGARBAGEREQUEST']._serialized_start=1968
+  _globals['_COLLECTGARBAGEREQUEST']._serialized_end=2060
+  _globals['_COLLECTGARBAGERESPONSE']._serialized_start=2063
+  _globals['_COLLECTGARBAGERESPONSE']._serialized_end=2201
+  _globals['_CHECKPOINTSERVICE']._serialized_start=2444
+  _globals['_CHECKPOINTSERVICE']._serialized_end=3438
 # @@protoc_insertion_point(module_scope)

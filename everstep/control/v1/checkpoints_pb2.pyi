@@ -222,6 +222,108 @@ class VerifyCheckpointResponse(_message.Message):
 Global___VerifyCheckpointResponse: _TypeAlias = VerifyCheckpointResponse  # noqa: Y015
 
 @_typing.final
+class VerifyCheckpointsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    operation_id: _builtins.str
+    """Empty: of all operations."""
+    def __init__(
+        self,
+        *,
+        operation_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation_id", b"operation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyCheckpointsRequest: _TypeAlias = VerifyCheckpointsRequest  # noqa: Y015
+
+@_typing.final
+class VerifyCheckpointsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    DONE_CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    DAMAGED_CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    BLOBS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    VERIFIED_FIELD_NUMBER: _builtins.int
+    total_checkpoints: _builtins.int
+    """Checkpoints there were to verify, and those that are done."""
+    done_checkpoints: _builtins.int
+    damaged_checkpoints: _builtins.int
+    blobs: _builtins.int
+    """Read so far."""
+    bytes: _builtins.int
+    @_builtins.property
+    def verified(self) -> Global___VerifiedCheckpoint:
+        """One that is done; unset: word of how far it is."""
+
+    def __init__(
+        self,
+        *,
+        total_checkpoints: _builtins.int = ...,
+        done_checkpoints: _builtins.int = ...,
+        damaged_checkpoints: _builtins.int = ...,
+        blobs: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        verified: Global___VerifiedCheckpoint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["verified", b"verified"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "bytes", b"bytes", "damaged_checkpoints", b"damaged_checkpoints", "done_checkpoints", b"done_checkpoints", "total_checkpoints", b"total_checkpoints", "verified", b"verified"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyCheckpointsResponse: _TypeAlias = VerifyCheckpointsResponse  # noqa: Y015
+
+@_typing.final
+class VerifiedCheckpoint(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_ID_FIELD_NUMBER: _builtins.int
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
+    DAMAGED_KEY_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    BLOBS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    checkpoint_id: _builtins.str
+    operation_id: _builtins.str
+    step: _builtins.int
+    damaged: _builtins.bool
+    damaged_key: _builtins.str
+    """The key of the first blob, or of the manifest, that is damaged."""
+    message: _builtins.str
+    """One line for people."""
+    blobs: _builtins.int
+    """What the checkpoint consists of; 0 when its manifest is damaged."""
+    bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        checkpoint_id: _builtins.str = ...,
+        operation_id: _builtins.str = ...,
+        step: _builtins.int = ...,
+        damaged: _builtins.bool = ...,
+        damaged_key: _builtins.str = ...,
+        message: _builtins.str = ...,
+        blobs: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "bytes", b"bytes", "checkpoint_id", b"checkpoint_id", "damaged", b"damaged", "damaged_key", b"damaged_key", "message", b"message", "operation_id", b"operation_id", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifiedCheckpoint: _TypeAlias = VerifiedCheckpoint  # noqa: Y015
+
+@_typing.final
 class GetDownloadUrlsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -317,6 +419,12 @@ class GetStorageUsageResponse(_message.Message):
     STORED_BLOBS_FIELD_NUMBER: _builtins.int
     RECLAIMABLE_BYTES_FIELD_NUMBER: _builtins.int
     RECLAIMABLE_BLOBS_FIELD_NUMBER: _builtins.int
+    SAVED_BYTES_FIELD_NUMBER: _builtins.int
+    DAMAGED_CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    UNREGISTERED_CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    UNREADABLE_MANIFESTS_FIELD_NUMBER: _builtins.int
+    UNFINISHED_UPLOADS_FIELD_NUMBER: _builtins.int
+    UNFINISHED_BYTES_FIELD_NUMBER: _builtins.int
     checkpoints: _builtins.int
     logical_bytes: _builtins.int
     """What the checkpoints would take without sharing blobs."""
@@ -325,6 +433,19 @@ class GetStorageUsageResponse(_message.Message):
     reclaimable_bytes: _builtins.int
     """Blobs that no checkpoint needs."""
     reclaimable_blobs: _builtins.int
+    saved_bytes: _builtins.int
+    """What the stored blobs would take more if each checkpoint had its own."""
+    damaged_checkpoints: _builtins.int
+    """In the registry, and found damaged when they were last read."""
+    unregistered_checkpoints: _builtins.int
+    """In the store, and not in the registry: on their way, of a direct caller of
+    a trainer, or remains.
+    """
+    unreadable_manifests: _builtins.int
+    """While there are any, nothing is reclaimable: what they need is not known."""
+    unfinished_uploads: _builtins.int
+    """Begun and not ended: on their way, or left by a process that died."""
+    unfinished_bytes: _builtins.int
     def __init__(
         self,
         *,
@@ -334,10 +455,16 @@ class GetStorageUsageResponse(_message.Message):
         stored_blobs: _builtins.int = ...,
         reclaimable_bytes: _builtins.int = ...,
         reclaimable_blobs: _builtins.int = ...,
+        saved_bytes: _builtins.int = ...,
+        damaged_checkpoints: _builtins.int = ...,
+        unregistered_checkpoints: _builtins.int = ...,
+        unreadable_manifests: _builtins.int = ...,
+        unfinished_uploads: _builtins.int = ...,
+        unfinished_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "logical_bytes", b"logical_bytes", "reclaimable_blobs", b"reclaimable_blobs", "reclaimable_bytes", b"reclaimable_bytes", "stored_blobs", b"stored_blobs", "stored_bytes", b"stored_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "damaged_checkpoints", b"damaged_checkpoints", "logical_bytes", b"logical_bytes", "reclaimable_blobs", b"reclaimable_blobs", "reclaimable_bytes", b"reclaimable_bytes", "saved_bytes", b"saved_bytes", "stored_blobs", b"stored_blobs", "stored_bytes", b"stored_bytes", "unfinished_bytes", b"unfinished_bytes", "unfinished_uploads", b"unfinished_uploads", "unreadable_manifests", b"unreadable_manifests", "unregistered_checkpoints", b"unregistered_checkpoints"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -352,7 +479,7 @@ class CollectGarbageRequest(_message.Message):
     dry_run: _builtins.bool
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration:
-        """Only blobs older than this. Unset: the service's setting."""
+        """Only blobs and uploads older than this. Unset: the service's setting."""
 
     def __init__(
         self,
@@ -375,19 +502,26 @@ class CollectGarbageResponse(_message.Message):
     REMOVED_BLOBS_FIELD_NUMBER: _builtins.int
     REMOVED_BYTES_FIELD_NUMBER: _builtins.int
     KEPT_BLOBS_FIELD_NUMBER: _builtins.int
+    ABORTED_UPLOADS_FIELD_NUMBER: _builtins.int
+    ABORTED_BYTES_FIELD_NUMBER: _builtins.int
     removed_blobs: _builtins.int
     removed_bytes: _builtins.int
     kept_blobs: _builtins.int
+    aborted_uploads: _builtins.int
+    """Uploads that nobody ended, older than the grace; their bytes are free."""
+    aborted_bytes: _builtins.int
     def __init__(
         self,
         *,
         removed_blobs: _builtins.int = ...,
         removed_bytes: _builtins.int = ...,
         kept_blobs: _builtins.int = ...,
+        aborted_uploads: _builtins.int = ...,
+        aborted_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kept_blobs", b"kept_blobs", "removed_blobs", b"removed_blobs", "removed_bytes", b"removed_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aborted_bytes", b"aborted_bytes", "aborted_uploads", b"aborted_uploads", "kept_blobs", b"kept_blobs", "removed_blobs", b"removed_blobs", "removed_bytes", b"removed_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

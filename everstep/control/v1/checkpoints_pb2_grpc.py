@@ -61,6 +61,11 @@ class CheckpointServiceStub:
                 request_serializer=everstep_dot_control_dot_v1_dot_checkpoints__pb2.VerifyCheckpointRequest.SerializeToString,
                 response_deserializer=everstep_dot_control_dot_v1_dot_checkpoints__pb2.VerifyCheckpointResponse.FromString,
                 _registered_method=True)
+        self.VerifyCheckpoints = channel.unary_stream(
+                '/everstep.control.v1.CheckpointService/VerifyCheckpoints',
+                request_serializer=everstep_dot_control_dot_v1_dot_checkpoints__pb2.VerifyCheckpointsRequest.SerializeToString,
+                response_deserializer=everstep_dot_control_dot_v1_dot_checkpoints__pb2.VerifyCheckpointsResponse.FromString,
+                _registered_method=True)
         self.GetDownloadUrls = channel.unary_unary(
                 '/everstep.control.v1.CheckpointService/GetDownloadUrls',
                 request_serializer=everstep_dot_control_dot_v1_dot_checkpoints__pb2.GetDownloadUrlsRequest.SerializeToString,
@@ -115,6 +120,15 @@ class CheckpointServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyCheckpoints(self, request, context):
+        """The same for all checkpoints, each blob once however many name it; what is
+        damaged is marked, and the rest read. Gives word at least every few seconds;
+        a caller that goes away ends it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetDownloadUrls(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -128,7 +142,8 @@ class CheckpointServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CollectGarbage(self, request, context):
-        """Removes blobs that no checkpoint needs.
+        """Removes blobs that no checkpoint needs, and what is left of uploads that
+        nobody ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,6 +176,11 @@ def add_CheckpointServiceServicer_to_server(servicer, server):
                     servicer.VerifyCheckpoint,
                     request_deserializer=everstep_dot_control_dot_v1_dot_checkpoints__pb2.VerifyCheckpointRequest.FromString,
                     response_serializer=everstep_dot_control_dot_v1_dot_checkpoints__pb2.VerifyCheckpointResponse.SerializeToString,
+            ),
+            'VerifyCheckpoints': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyCheckpoints,
+                    request_deserializer=everstep_dot_control_dot_v1_dot_checkpoints__pb2.VerifyCheckpointsRequest.FromString,
+                    response_serializer=everstep_dot_control_dot_v1_dot_checkpoints__pb2.VerifyCheckpointsResponse.SerializeToString,
             ),
             'GetDownloadUrls': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDownloadUrls,
@@ -314,6 +334,33 @@ class CheckpointService:
             '/everstep.control.v1.CheckpointService/VerifyCheckpoint',
             everstep_dot_control_dot_v1_dot_checkpoints__pb2.VerifyCheckpointRequest.SerializeToString,
             everstep_dot_control_dot_v1_dot_checkpoints__pb2.VerifyCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyCheckpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/everstep.control.v1.CheckpointService/VerifyCheckpoints',
+            everstep_dot_control_dot_v1_dot_checkpoints__pb2.VerifyCheckpointsRequest.SerializeToString,
+            everstep_dot_control_dot_v1_dot_checkpoints__pb2.VerifyCheckpointsResponse.FromString,
             options,
             channel_credentials,
             insecure,

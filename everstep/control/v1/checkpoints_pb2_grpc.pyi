@@ -43,10 +43,17 @@ class CheckpointServiceStub:
     """Reads every blob again and compares its digest. DATA_LOSS CHECKPOINT_CORRUPT
     names the first damaged blob and offers the newest good checkpoint.
     """
+    VerifyCheckpoints: _grpc.UnaryStreamMultiCallable[_checkpoints_pb2.VerifyCheckpointsRequest, _checkpoints_pb2.VerifyCheckpointsResponse]
+    """The same for all checkpoints, each blob once however many name it; what is
+    damaged is marked, and the rest read. Gives word at least every few seconds;
+    a caller that goes away ends it.
+    """
     GetDownloadUrls: _grpc.UnaryUnaryMultiCallable[_checkpoints_pb2.GetDownloadUrlsRequest, _checkpoints_pb2.GetDownloadUrlsResponse]
     GetStorageUsage: _grpc.UnaryUnaryMultiCallable[_checkpoints_pb2.GetStorageUsageRequest, _checkpoints_pb2.GetStorageUsageResponse]
     CollectGarbage: _grpc.UnaryUnaryMultiCallable[_checkpoints_pb2.CollectGarbageRequest, _checkpoints_pb2.CollectGarbageResponse]
-    """Removes blobs that no checkpoint needs."""
+    """Removes blobs that no checkpoint needs, and what is left of uploads that
+    nobody ended.
+    """
 
 @_typing.type_check_only
 class CheckpointServiceAsyncStub(CheckpointServiceStub):
@@ -62,10 +69,17 @@ class CheckpointServiceAsyncStub(CheckpointServiceStub):
     """Reads every blob again and compares its digest. DATA_LOSS CHECKPOINT_CORRUPT
     names the first damaged blob and offers the newest good checkpoint.
     """
+    VerifyCheckpoints: _aio.UnaryStreamMultiCallable[_checkpoints_pb2.VerifyCheckpointsRequest, _checkpoints_pb2.VerifyCheckpointsResponse]  # type: ignore[assignment]
+    """The same for all checkpoints, each blob once however many name it; what is
+    damaged is marked, and the rest read. Gives word at least every few seconds;
+    a caller that goes away ends it.
+    """
     GetDownloadUrls: _aio.UnaryUnaryMultiCallable[_checkpoints_pb2.GetDownloadUrlsRequest, _checkpoints_pb2.GetDownloadUrlsResponse]  # type: ignore[assignment]
     GetStorageUsage: _aio.UnaryUnaryMultiCallable[_checkpoints_pb2.GetStorageUsageRequest, _checkpoints_pb2.GetStorageUsageResponse]  # type: ignore[assignment]
     CollectGarbage: _aio.UnaryUnaryMultiCallable[_checkpoints_pb2.CollectGarbageRequest, _checkpoints_pb2.CollectGarbageResponse]  # type: ignore[assignment]
-    """Removes blobs that no checkpoint needs."""
+    """Removes blobs that no checkpoint needs, and what is left of uploads that
+    nobody ended.
+    """
 
 class CheckpointServiceServicer(metaclass=_abc_1.ABCMeta):
     """What is known of checkpoints; their bytes never travel over gRPC."""
@@ -110,6 +124,17 @@ class CheckpointServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def VerifyCheckpoints(
+        self,
+        request: _checkpoints_pb2.VerifyCheckpointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_checkpoints_pb2.VerifyCheckpointsResponse], _abc.AsyncIterator[_checkpoints_pb2.VerifyCheckpointsResponse]]:
+        """The same for all checkpoints, each blob once however many name it; what is
+        damaged is marked, and the rest read. Gives word at least every few seconds;
+        a caller that goes away ends it.
+        """
+
+    @_abc_1.abstractmethod
     def GetDownloadUrls(
         self,
         request: _checkpoints_pb2.GetDownloadUrlsRequest,
@@ -129,6 +154,8 @@ class CheckpointServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _checkpoints_pb2.CollectGarbageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_checkpoints_pb2.CollectGarbageResponse, _abc.Awaitable[_checkpoints_pb2.CollectGarbageResponse]]:
-        """Removes blobs that no checkpoint needs."""
+        """Removes blobs that no checkpoint needs, and what is left of uploads that
+        nobody ended.
+        """
 
 def add_CheckpointServiceServicer_to_server(servicer: CheckpointServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
