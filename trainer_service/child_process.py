@@ -49,7 +49,9 @@ class ChildProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 # The trainer's own stdout belongs to whoever started it.
                 stdout=sys.stderr.fileno(),
-                start_new_session=True,
+                # In the trainer's session, or Linux would weigh the two against each other as
+                # wholes (autogroup), and uploads could not give way to training.
+                process_group=0,
             )
         except BaseException:
             connection.close()
