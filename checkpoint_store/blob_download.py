@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from blake3 import blake3
@@ -19,12 +20,32 @@ from everstep.errors import EverstepError, Reason
 RANGE_BYTES: Final = 16 * 1024 * 1024
 
 
+@dataclass(frozen=True)
+class Target:
+    """Memory that blobs are read into."""
+
+    memory: memoryview
+    #: Puts bytes to a place in it. Where memory is a file's, writing to the file fills it without
+    #: a fault for each page.
+    write: Callable[[int, memoryview], None]
+
+    @classmethod
+    def of(cls, memory: memoryview) -> Target:
+        """Memory that is simply there."""
+
+        def write(offset: int, piece: memoryview) -> None:
+            memory[offset : offset + len(piece)] = piece
+
+        return cls(memory, write)
+
+
 class BlobDownload:
     """Reads a checkpoint's blobs.
 
     Args:
         store: Where from.
         manifest: Of the checkpoint.
+        target: Where to.
         parallelism: Ranges read at a time.
         received: Called with the bytes of each range that has come, from any thread.
     """
@@ -33,37 +54,45 @@ class BlobDownload:
         self,
         store: BlobStore,
         manifest: Manifest,
+        target: Target,
         parallelism: int,
         received: Callable[[int], None],
     ) -> None:
         self._store = store
         self._manifest = manifest
+        self._target = target
         self._parallelism = parallelism
         self._received = received
 
-    def run(self, targets: Mapping[str, memoryview]) -> None:
+    def run(self, places: Mapping[str, tuple[int, int]]) -> None:
         """Returns with every blob in memory, and whole.
 
         Args:
-            targets: Where the blob of each digest is wanted.
+            places: By digest, the offset and the length of each blob in the memory.
 
         Raises:
             EverstepError: CHECKPOINT_CORRUPT naming the blob; STORE_UNAVAILABLE and the like.
         """
+        arrivals = [
+            _Arrival(digest, self._target.memory, offset, length)
+            for digest, (offset, length) in places.items()
+        ]
         ranges = [
             (arrival, begin)
-            for arrival in (_Arrival(digest, target) for digest, target in targets.items())
-            for begin in range(0, max(len(arrival.target), 1), RANGE_BYTES)
+            for arrival in arrivals
+            for begin in range(0, max(arrival.length, 1), RANGE_BYTES)
         ]
         in_parallel(self._parallelism, ranges, lambda one: self._read(*one))
 
     def _read(self, arrival: _Arrival, begin: int) -> None:
         key = blob_key(arrival.digest)
-        length = len(arrival.target)
-        end = min(begin + RANGE_BYTES, length)
+        end = min(begin + RANGE_BYTES, arrival.length)
+
+        def take(position: int, piece: memoryview) -> None:
+            self._target.write(arrival.offset + begin + position, piece)
+
         try:
-            with arrival.target[begin:end] as target:
-                self._store.read_into(key, target, begin, length)
+            self._store.read_range(key, take, begin, end - begin, arrival.length)
         except EverstepError as error:
             if error.reason not in (Reason.BLOB_NOT_FOUND, Reason.CHECKPOINT_CORRUPT):
                 raise
@@ -78,9 +107,12 @@ class BlobDownload:
 class _Arrival:
     """A blob on its way: its ranges come in any order, and are hashed in their own."""
 
-    def __init__(self, digest: str, target: memoryview) -> None:
+    def __init__(self, digest: str, memory: memoryview, offset: int, length: int) -> None:
         self.digest = digest
-        self.target = target
+        #: Where it stands in the memory.
+        self.offset = offset
+        self.length = length
+        self._memory = memory
         self._hasher = blake3()
         self._hashed = 0
         #: Ranges that have come before one that begins earlier: their ends by their beginnings.
@@ -91,12 +123,9 @@ class _Arrival:
         """A range is there; False when the blob is complete and not the one that was named."""
         with self._hashing:
             self._early[begin] = end
-            while (begin := self._hashed) in self._early:
-                end = self._early.pop(begin)
-                with self.target[begin:end] as content:
+            while self._hashed in self._early:
+                begin, self._hashed = self._hashed, self._early.pop(self._hashed)
+                with self._memory[self.offset + begin : self.offset + self._hashed] as content:
                     self._hasher.update(content)
-                self._hashed = end
-                if begin == end:
-                    break
-            complete = self._hashed == len(self.target)
+            complete = self._hashed == self.length
             return not complete or self._hasher.hexdigest() == self.digest

@@ -22,8 +22,6 @@ MemoryBlob = tuple[str, int, int]
 #: Garbage collection spares what is younger than its grace (an hour). A stored blob older than
 #: this is relied on only if the parent checkpoint, which is kept meanwhile, names it too.
 REUSE_SECONDS: Final = 900
-#: Of the threads that hash and upload: the training on this machine comes first.
-NICENESS: Final = 10
 
 
 class BlobUpload:
@@ -68,11 +66,11 @@ class BlobUpload:
         Returns:
             What a manifest says of each, in their order; and the bytes that were uploaded.
         """
-        entries = in_parallel(self._parallelism, blobs, self._bring, NICENESS)
+        entries = in_parallel(self._parallelism, blobs, self._bring)
         if self._found_old:
             await_sweeps(self._store)
         # A collection that began earlier may have removed what was there a moment ago.
-        in_parallel(self._parallelism, self._found.items(), self._bring_again, NICENESS)
+        in_parallel(self._parallelism, self._found.items(), self._bring_again)
         return tuple(entries), self._uploaded_bytes
 
     def _bring(self, blob: MemoryBlob) -> BlobEntry:

@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,6 +21,11 @@ from everstep.errors import EverstepError, Reason
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _PREFIX: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*/)*([A-Za-z0-9][A-Za-z0-9._-]*)?")
 _MAX_KEY_LENGTH: Final = 512
+#: Of a range, read at a time: small enough to stay in the processor's cache until it is taken.
+PIECE_BYTES: Final = 256 * 1024
+
+#: Takes a piece of a range: where it begins in the range, and its bytes, which do not stay.
+Take = Callable[[int, memoryview], None]
 
 
 @dataclass(frozen=True)
@@ -90,21 +95,39 @@ class BlobStore(ABC):
         """
 
     @abstractmethod
+    def read_range(self, key: str, take: Take, offset: int, size: int, length: int) -> None:
+        """Reads a range of an object, piece by piece.
+
+        Args:
+            key: Of the object.
+            take: Called with the pieces in their order; after a try that broke, from the range's
+                beginning again.
+            offset: Where the range begins in the object.
+            size: Of the range; 0 only where the object is empty.
+            length: What the whole object has to have.
+
+        Raises:
+            EverstepError: BLOB_NOT_FOUND; CHECKPOINT_CORRUPT when it has another length.
+            ValueError: When the range is not inside such an object.
+        """
+
     def read_into(
         self, key: str, target: memoryview, offset: int = 0, length: int | None = None
     ) -> None:
-        """Reads an object, or a range of it.
+        """Reads an object, or a range of it, into memory; see `read_range`.
 
         Args:
             key: Of the object.
             target: Filled; as long as the range.
             offset: Where the range begins in the object.
             length: What the whole object has to have; None: as much as the target.
-
-        Raises:
-            EverstepError: BLOB_NOT_FOUND; CHECKPOINT_CORRUPT when it has another length.
-            ValueError: When the range is not inside such an object.
         """
+
+        def take(position: int, piece: memoryview) -> None:
+            target[position : position + len(piece)] = piece
+
+        length = len(target) if length is None else length
+        self.read_range(key, take, offset, len(target), length)
 
     @abstractmethod
     def list(self, prefix: str) -> Iterator[BlobInfo]:
@@ -158,17 +181,15 @@ def blob_not_found(key: str, url: str) -> EverstepError:
     )
 
 
-def check_range(target: memoryview, offset: int, length: int | None) -> int:
-    """The length that an object has to have for a range to be read from it.
+def check_range(offset: int, size: int, length: int) -> None:
+    """Sees that a range is inside an object of a length.
 
     Raises:
-        ValueError: When the range is not inside it.
+        ValueError: When it is not.
     """
-    length = len(target) if length is None else length
-    end = offset + len(target)
+    end = offset + size
     if not 0 <= offset <= end <= length or (offset == end and length):
-        raise ValueError(f"{len(target)} bytes at {offset} are not inside {length} bytes")
-    return length
+        raise ValueError(f"{size} bytes at {offset} are not inside {length} bytes")
 
 
 def wrong_size(key: str, expected: int, found: int) -> EverstepError:
@@ -238,23 +259,24 @@ class LocalBlobStore(BlobStore):
                 self._see_folder()
                 raise blob_not_found(key, self.url) from None
 
-    def read_into(
-        self, key: str, target: memoryview, offset: int = 0, length: int | None = None
-    ) -> None:
-        path, length = self._path(key), check_range(target, offset, length)
-        with self._reported():
+    def read_range(self, key: str, take: Take, offset: int, size: int, length: int) -> None:
+        path = self._path(key)
+        check_range(offset, size, length)
+        with self._reported(), memoryview(bytearray(min(PIECE_BYTES, size))) as buffer:
             try:
                 with path.open("rb", buffering=0) as file:
-                    size = os.fstat(file.fileno()).st_size
-                    if size != length:
-                        raise wrong_size(key, length, size)
+                    found = os.fstat(file.fileno()).st_size
+                    if found != length:
+                        raise wrong_size(key, length, found)
                     file.seek(offset)
                     position = 0
-                    while position < len(target):
-                        with target[position:] as rest:
+                    while position < size:
+                        with buffer[: size - position] as rest:
                             count = file.readinto(rest)
                         if not count:
                             raise wrong_size(key, length, offset + position)
+                        with buffer[:count] as piece:
+                            take(position, piece)
                         position += count
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 self._see_folder()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
-from checkpoint_store.blob_download import BlobDownload
+from checkpoint_store.blob_download import BlobDownload, Target
 from checkpoint_store.blob_upload import BlobUpload, MemoryBlob
 from checkpoint_store.blobs import BlobStore
 from checkpoint_store.digests import blob_digest, json_digest, kind_digest
@@ -21,6 +20,7 @@ __all__ = [
     "CheckpointDraft",
     "CommittedCheckpoint",
     "MemoryBlob",
+    "Target",
     "commit_checkpoint",
     "read_manifest",
     "restore_blobs",
@@ -120,7 +120,7 @@ def stored_bytes(manifest: Manifest) -> int:
 def restore_blobs(
     store: BlobStore,
     manifest: Manifest,
-    memory: memoryview,
+    target: Target,
     parallelism: int = 4,
     received: Callable[[int], None] = lambda _bytes: None,
 ) -> tuple[MemoryBlob, ...]:
@@ -129,7 +129,7 @@ def restore_blobs(
     Args:
         store: Where from.
         manifest: Of the checkpoint.
-        memory: At least `restored_bytes` long.
+        target: At least `restored_bytes` long.
         parallelism: Ranges of blobs read at a time.
         received: Called with the bytes of each range that has come, from any thread.
 
@@ -141,21 +141,18 @@ def restore_blobs(
         ValueError: When the memory is too short.
     """
     placed = _placed(manifest)
+    memory = target.memory
     if restored_bytes(manifest) > len(memory):
         raise ValueError(f"{len(memory)} bytes are too few for {restored_bytes(manifest)}")
-    first: dict[str, MemoryBlob] = {}
-    for entry, place in zip(manifest.blobs, placed, strict=True):
-        first.setdefault(entry.digest, place)
-    with ExitStack() as views:
-        targets = {
-            digest: views.enter_context(memory[offset : offset + length])
-            for digest, (_, offset, length) in first.items()
-        }
-        BlobDownload(store, manifest, parallelism, received).run(targets)
+    first: dict[str, tuple[int, int]] = {}
     for entry, (_, offset, length) in zip(manifest.blobs, placed, strict=True):
-        _, source, _ = first[entry.digest]
+        first.setdefault(entry.digest, (offset, length))
+    BlobDownload(store, manifest, target, parallelism, received).run(first)
+    for entry, (_, offset, length) in zip(manifest.blobs, placed, strict=True):
+        source, _ = first[entry.digest]
         if source != offset:
-            memory[offset : offset + length] = memory[source : source + length]
+            with memory[source : source + length] as content:
+                target.write(offset, content)
     return placed
 
 

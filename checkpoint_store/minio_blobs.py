@@ -29,8 +29,10 @@ from tenacity import (
 from urllib3.exceptions import HTTPError, IncompleteRead
 
 from checkpoint_store.blobs import (
+    PIECE_BYTES,
     BlobInfo,
     BlobStore,
+    Take,
     UnfinishedUpload,
     check_key,
     check_prefix,
@@ -58,8 +60,6 @@ DEFAULT_RETRY_SECONDS: Final = 60.0
 SINGLE_PUT_BYTES: Final = 1024 * 1024 * 1024
 #: The parts of a larger object; one at a time is copied.
 PART_BYTES: Final = 64 * 1024 * 1024
-#: Read at a time: small enough that the copy stays in the processor's cache.
-_CHUNK_BYTES: Final = 256 * 1024
 #: Objects in one answer to a listing.
 _PAGE_OBJECTS: Final = 1000
 _CONNECTIONS: Final = 16
@@ -168,12 +168,10 @@ class MinioBlobStore(BlobStore):
 
         return self._retried(get_once, key)
 
-    def read_into(
-        self, key: str, target: memoryview, offset: int = 0, length: int | None = None
-    ) -> None:
+    def read_range(self, key: str, take: Take, offset: int, size: int, length: int) -> None:
         check_key(key)
-        length = check_range(target, offset, length)
-        self._retried(lambda: self._read_once(key, target, offset, length), key)
+        check_range(offset, size, length)
+        self._retried(lambda: self._read_once(key, take, offset, size, length), key)
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         check_prefix(prefix)
@@ -256,13 +254,13 @@ class MinioBlobStore(BlobStore):
             raise
         return BlobInfo(key, found.size or 0, utc(found.last_modified))
 
-    def _read_once(self, key: str, target: memoryview, offset: int, length: int) -> None:
-        is_whole = len(target) == length
+    def _read_once(self, key: str, take: Take, offset: int, size: int, length: int) -> None:
+        is_whole = size == length
         try:
             response = (
                 self._client.get_object(self._bucket, key)
                 if is_whole
-                else self._client.get_object(self._bucket, key, offset, len(target))
+                else self._client.get_object(self._bucket, key, offset, size)
             )
         except S3Error as error:
             found = self._stat_once(key) if error.code == "InvalidRange" else None
@@ -281,12 +279,15 @@ class MinioBlobStore(BlobStore):
                     "before it, that serves ranges",
                 )
             position = 0
-            while position < len(target):
-                with target[position : position + _CHUNK_BYTES] as chunk:
-                    count = response.readinto(chunk)
-                if count == 0:
-                    raise IncompleteRead(position, len(target) - position)
-                position += count
+            with memoryview(bytearray(min(PIECE_BYTES, size))) as buffer:
+                while position < size:
+                    with buffer[: size - position] as rest:
+                        count = response.readinto(rest)
+                    if count == 0:
+                        raise IncompleteRead(position, size - position)
+                    with buffer[:count] as piece:
+                        take(position, piece)
+                    position += count
             complete = True
         finally:
             if not complete:

@@ -11,6 +11,7 @@ from typing import Final
 from checkpoint_store.blobs import BlobStore
 from checkpoint_store.checkpoints import (
     CheckpointDraft,
+    Target,
     commit_checkpoint,
     read_manifest,
     restore_blobs,
@@ -55,7 +56,7 @@ def try_store(store: BlobStore, operation_id: str, attempt: int) -> None:
         verify_checkpoint(store, manifest)
         loaded = bytearray(restored_bytes(manifest))
         with memoryview(loaded) as target:
-            restore_blobs(store, manifest, target)
+            restore_blobs(store, manifest, Target.of(target))
         if loaded != memory:
             raise EverstepError(
                 Reason.CHECKPOINT_CORRUPT,

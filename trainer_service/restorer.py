@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from checkpoint_store.blobs import BlobStore
 from checkpoint_store.checkpoints import (
+    Target,
     read_manifest,
     restore_blobs,
     restored_bytes,
@@ -66,9 +67,10 @@ def _read_into(
     slot: int,
     received: Callable[[int], None],
 ) -> SlotContent:
-    slots.reserve_one(slot, restored_bytes(manifest))
+    slots.extend(slot, restored_bytes(manifest))
     with slots.view(slot) as memory:
-        placed = restore_blobs(store, manifest, memory, received=received)
+        target = Target(memory, lambda offset, piece: slots.write(slot, offset, piece))
+        placed = restore_blobs(store, manifest, target, received=received)
     return SlotContent(slot, tuple(SlotBlob(*blob) for blob in placed), manifest.state)
 
 

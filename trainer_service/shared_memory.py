@@ -16,16 +16,47 @@ def allocate(descriptor: int, length: int) -> None:
     Raises:
         EverstepError: OUT_OF_MEMORY, before the system has to kill anything for it.
     """
+    if _grows(descriptor, length):
+        try:
+            os.posix_fallocate(descriptor, 0, length)
+        except OSError as error:
+            raise _no_memory(length, error.strerror or str(error)) from None
+
+
+def extend(descriptor: int, length: int) -> None:
+    """Makes an anonymous file at least `length` bytes long, to be filled by `write`.
+
+    Raises:
+        EverstepError: OUT_OF_MEMORY, where so much is not free now.
+    """
+    if _grows(descriptor, length):
+        os.ftruncate(descriptor, length)
+
+
+def write(descriptor: int, offset: int, content: memoryview) -> None:
+    """Puts bytes into an anonymous file.
+
+    Raises:
+        EverstepError: OUT_OF_MEMORY.
+    """
+    position = 0
+    try:
+        while position < len(content):
+            with content[position:] as rest:
+                position += os.pwrite(descriptor, rest, offset + position)
+    except OSError as error:
+        raise _no_memory(offset + len(content), error.strerror or str(error)) from None
+
+
+def _grows(descriptor: int, length: int) -> bool:
+    """Whether a file has to be made longer; what that takes is seen to be free."""
     size = os.fstat(descriptor).st_size
     if length <= size:
-        return
+        return False
     available = available_bytes()
     if available is not None and length - size > available:
         raise _no_memory(length, f"{available / 1e9:.1f} GB are free")
-    try:
-        os.posix_fallocate(descriptor, 0, length)
-    except OSError as error:
-        raise _no_memory(length, error.strerror or str(error)) from None
+    return True
 
 
 def available_bytes() -> int | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from trainer_service.child.pipe import SLOTS, SlotContent
-from trainer_service.shared_memory import allocate
+from trainer_service.shared_memory import allocate, extend, write
 
 
 class MemorySlots:
@@ -52,12 +52,24 @@ class MemorySlots:
         Raises:
             EverstepError: OUT_OF_MEMORY.
         """
-        for slot in range(SLOTS):
-            self.reserve_one(slot, length)
+        for descriptor in self.descriptors:
+            allocate(descriptor, length)
 
-    def reserve_one(self, slot: int, length: int) -> None:
-        """As `reserve`, for one slot."""
-        allocate(self.descriptors[slot], length)
+    def extend(self, slot: int, length: int) -> None:
+        """Makes one slot at least `length` bytes long; its memory comes as it is written.
+
+        Raises:
+            EverstepError: OUT_OF_MEMORY.
+        """
+        extend(self.descriptors[slot], length)
+
+    def write(self, slot: int, offset: int, content: memoryview) -> None:
+        """Puts bytes into a slot.
+
+        Raises:
+            EverstepError: OUT_OF_MEMORY.
+        """
+        write(self.descriptors[slot], offset, content)
 
     @contextmanager
     def view(self, slot: int) -> Iterator[memoryview]:

@@ -23,13 +23,13 @@ from benchmarks.checkpoint.peers import PEERS, Nothing
 from benchmarks.checkpoint.processes import run_process
 from benchmarks.checkpoint.report import write_report
 from benchmarks.checkpoint.restores import WAYS
-from benchmarks.checkpoint.server import ACCESS_KEY, SECRET_KEY, Server
+from benchmarks.checkpoint.server import ACCESS_KEY, SECRET_KEY, Server, running_sink
 from benchmarks.checkpoint.uploads import RAW
 from everstep.object_store_process import MinioProcess
 
 PACKAGE: Final = "benchmarks.checkpoint"
 THREADS: Final = 2
-SECTIONS: Final = ("training", "upload", "restore", "recovery")
+SECTIONS: Final = ("training", "client", "upload", "restore", "recovery")
 
 
 class Benchmark:
@@ -45,13 +45,15 @@ class Benchmark:
         self._results = results
         self._began = time.monotonic()
 
-    def train(self, size: str, job: str, contenders: Sequence[str], rounds: int) -> None:
+    def train(
+        self, size: str, job: str, contenders: Sequence[str], rounds: int, section: str
+    ) -> None:
         """A training with each way to save."""
         steps_between = self._steps_between(size, job)
         for number in range(rounds):
             for contender in _in_turn(contenders, number):
                 asked = {"size": size, "job": job, "steps_between": steps_between}
-                self._run("one_run", "training", contender, number, asked)
+                self._run("one_run", section, contender, number, asked)
 
     def upload(self, size: str, rounds: int) -> None:
         """The same bytes, raw and by Everstep, while nothing trains."""
@@ -146,7 +148,11 @@ def _run_all(asked: argparse.Namespace, endpoint: str) -> None:
     for size in asked.sizes:
         if "training" in asked.sections:
             for job in JOBS:
-                benchmark.train(size, job, asked.contenders, asked.rounds)
+                benchmark.train(size, job, asked.contenders, asked.rounds, "training")
+        if "client" in asked.sections:
+            with running_sink() as sink:
+                alone = Benchmark(sink, asked.results)
+                alone.train(size, "all", asked.contenders, asked.rounds, "client")
         if "upload" in asked.sections:
             benchmark.upload(size, asked.rounds)
         if "restore" in asked.sections:

@@ -8,7 +8,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.checkpoint.job import SIZES
 from benchmarks.checkpoint.one_run import EVERSTEP
@@ -17,6 +17,7 @@ from benchmarks.checkpoint.plot import draw
 from benchmarks.checkpoint.uploads import RAW
 
 Run = dict[str, Any]
+_TITLES: Final = {"all": "all weights trained", "frozen": "nine tenths of the state frozen"}
 
 
 class Results:
@@ -120,7 +121,10 @@ def write_report(results: Path, target: Path) -> str:
         for job in ("all", "frozen"):
             training = Training(found.of("training", size=size, job=job))
             if training.contenders():
-                parts.append(_training_table(size, job, training))
+                parts.append(_training_table(f"{size}, {_TITLES[job]}", training))
+        alone = Training(found.of("client", size=size))
+        if alone.contenders():
+            parts.append(_training_table(f"{size}, all weights, the server elsewhere", alone))
         parts += _seconds_tables(found, size)
     ratios = _ratios(found)
     parts.append(_table(("figure", "measured"), ratios))
@@ -133,11 +137,10 @@ def write_report(results: Path, target: Path) -> str:
     return ", ".join(f"{name} {value}" for name, value in ratios)
 
 
-def _training_table(size: str, job: str, training: Training) -> str:
+def _training_table(title: str, training: Training) -> str:
     some = next(iter(training.runs.values()))
-    title = "all weights trained" if job == "all" else "nine tenths of the state frozen"
     heading = (
-        f"### {size}, {title}\n\nA state of {some[0]['state_bytes'] / 1e6:,.1f} MB, "
+        f"### {title}\n\nA state of {some[0]['state_bytes'] / 1e6:,.1f} MB, "
         f"{len(some[0]['stalls'])} saves a run, {len(some)} rounds; one memory copy of it took "
         f"{_median(run['copy'] for runs in training.runs.values() for run in runs) * 1e3:.1f} ms."
         "\n\n"
@@ -200,6 +203,11 @@ def _ratios(found: Results) -> list[tuple[str, str]]:
     training = Training(found.of("training", size=size, job="all"))
     if EVERSTEP in training.runs:
         ratios += _training_ratios(training)
+    alone = Training(found.of("client", size=size))
+    peers = [name for name in alone.contenders() if name != EVERSTEP]
+    if EVERSTEP in alone.runs and peers:
+        ratio = alone.lost(EVERSTEP) / min(map(alone.lost, peers))
+        ratios.append(("with the server elsewhere", f"{ratio:.2f}"))
     upload = _seconds(found, "upload", size)
     if EVERSTEP in upload:
         ratios.append(("upload/raw put_object", f"{upload[RAW] / upload[EVERSTEP]:.2f}"))

@@ -28,7 +28,7 @@ from benchmarks.checkpoint.everstep_child import restore as restore_context
 from benchmarks.checkpoint.everstep_child import training_state
 from benchmarks.checkpoint.job import SIZES, build, state_bytes, state_tensors
 from benchmarks.checkpoint.server import BUCKET, Server
-from checkpoint_store.blobs import BlobStore
+from checkpoint_store.blobs import PIECE_BYTES, BlobStore
 from checkpoint_store.checkpoints import CheckpointDraft, commit_checkpoint
 from everstep.training.v1.checkpoint_pb2 import CheckpointReference
 from trainer_service.child.snapshot_memory import SnapshotMemory
@@ -38,6 +38,7 @@ from trainer_service.slots import MemorySlots
 
 READS_AT_A_TIME: Final = 4
 RANGE_BYTES: Final = 16 * 1024 * 1024
+_SAMPLE_SECONDS: Final = 0.05
 #: Reads the state into the model and the optimizer.
 Back = Callable[[], None]
 
@@ -52,9 +53,9 @@ def raw(model: Any, optimizer: Any, server: Server) -> Back:
     def read(offset: int) -> None:
         size = min(RANGE_BYTES, length - offset)
         response = client.get_object(BUCKET, "raw", offset, size)
-        position = offset
-        while position < offset + size:
-            position += response.readinto(memoryview(target)[position : position + 256 * 1024])
+        position, end = offset, offset + size
+        while position < end:
+            position += response.readinto(memoryview(target)[position : position + PIECE_BYTES])
         response.release_conn()
 
     def back() -> None:
@@ -207,11 +208,13 @@ class _Peak:
         return max(self._peak, self._now()) - self._before
 
     def _watch(self) -> None:
-        while not self._stopped.wait(0.02):
+        while not self._stopped.wait(_SAMPLE_SECONDS):
             self._peak = max(self._peak, self._now())
 
     def _now(self) -> int:
-        return self._process.memory_info().rss + shutil.disk_usage("/dev/shm").used
+        # A slot that is mapped twice is one piece of memory.
+        own: int = self._process.memory_full_info().pss
+        return own + shutil.disk_usage("/dev/shm").used
 
 
 if __name__ == "__main__":

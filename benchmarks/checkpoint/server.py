@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
+import socket
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,3 +48,30 @@ class Server:
     def now(self) -> float:
         """Seconds since the epoch, as processes on this machine share them."""
         return time.time()
+
+
+class Sink(Server):
+    """The server that keeps nothing; see `sink`."""
+
+    def empty(self) -> None:
+        """It forgets what it was given."""
+        connection = http.client.HTTPConnection(self.endpoint)
+        connection.request("DELETE", "/")
+        connection.getresponse().read()
+        connection.close()
+
+
+@contextmanager
+def running_sink() -> Iterator[Sink]:
+    """A sink, for as long as the block runs."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.checkpoint.sink", str(port)])
+    try:
+        sink = Sink(f"127.0.0.1:{port}")
+        # Its client tries again until it answers.
+        sink.store()
+        yield sink
+    finally:
+        process.kill()
+        process.wait()

@@ -18,6 +18,7 @@ import pytest
 from checkpoint_store import blob_download
 from checkpoint_store.blobs import BlobStore, LocalBlobStore
 from checkpoint_store.checkpoints import (
+    Target,
     commit_checkpoint,
     read_manifest,
     restore_blobs,
@@ -47,7 +48,7 @@ def commit(store: BlobStore, state: MemoryState, /, **changes: Any) -> Manifest:
 def restore(store: BlobStore, manifest: Manifest) -> dict[str, bytes]:
     """The bytes of each blob, by kind and number."""
     memory = bytearray(restored_bytes(manifest))
-    placed = restore_blobs(store, manifest, memoryview(memory))
+    placed = restore_blobs(store, manifest, Target.of(memoryview(memory)))
     assert [kind for kind, _, _ in placed] == [blob.kind for blob in manifest.blobs]
     assert all(offset % 64 == 0 for _, offset, _ in placed)
     return {
@@ -159,7 +160,7 @@ def test_ranges_side_by_side_come_in_any_order(
     manifest = commit(store, state)
     came: list[int] = []
     memory = bytearray(restored_bytes(manifest))
-    placed = restore_blobs(store, manifest, memoryview(memory), 8, came.append)
+    placed = restore_blobs(store, manifest, Target.of(memoryview(memory)), 8, came.append)
     for (_, offset, length), content in zip(placed, state.kinds().values(), strict=True):
         assert memory[offset : offset + length] == content
     assert len(came) > 10 * len(placed)
@@ -274,10 +275,12 @@ def test_memory_can_be_unmapped_after_success_and_after_failure(store: BlobStore
     size = len(state.memory)
     in_mapped(lambda memory: commit_checkpoint(store, draft, memory), size)
     manifest = read_manifest(store, "operations/op-1/attempts/1/checkpoints/ck-12.json")
-    in_mapped(lambda memory: restore_blobs(store, manifest, memory), size)
+    in_mapped(lambda memory: restore_blobs(store, manifest, Target.of(memory)), size)
     for blob in manifest.blobs:
         store.put(blob_key(blob.digest), b"x")
-    error = refused(lambda: in_mapped(lambda memory: restore_blobs(store, manifest, memory), size))
+    error = refused(
+        lambda: in_mapped(lambda memory: restore_blobs(store, manifest, Target.of(memory)), size)
+    )
     assert error.reason is Reason.CHECKPOINT_CORRUPT
     broken = state.draft("ck-2", blobs=(("weights", 1, 500),))
     error = refused(
@@ -293,13 +296,13 @@ def test_drafts_that_do_not_fit_memory_are_refused(folder_store: BlobStore) -> N
             commit(folder_store, state, blobs=(blob,))
     manifest = commit(folder_store, state)
     with pytest.raises(ValueError, match="too few"):
-        restore_blobs(folder_store, manifest, memoryview(bytearray(100)))
+        restore_blobs(folder_store, manifest, Target.of(memoryview(bytearray(100))))
 
 
 def test_a_checkpoint_without_tensors(store: BlobStore) -> None:
     manifest = commit(store, make_state(), blobs=())
     assert restored_bytes(manifest) == 0
-    assert restore_blobs(store, manifest, memoryview(b"")) == ()
+    assert restore_blobs(store, manifest, Target.of(memoryview(b""))) == ()
     assert manifest.digests.keys() == {"history", "progress", "state"}
 
 
@@ -330,7 +333,7 @@ with mmap.mmap(-1, layout.total_bytes) as mapped, memoryview(mapped) as memory:
         memory[begin:end] = bytes([number]) * (end - begin)
     draft = MemoryState(layout, bytearray()).draft()
     committed, up = growth(lambda m: commit_checkpoint(store, draft, m), memory)
-    _, down = growth(lambda m: restore_blobs(store, committed.manifest, m), memory)
+    _, down = growth(lambda m: restore_blobs(store, committed.manifest, Target.of(m)), memory)
     print(json.dumps([layout.total_bytes, committed.uploaded_bytes, up, down]))
 """
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_store.blobs import LocalBlobStore
+from checkpoint_store.blobs import LocalBlobStore, Take
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.strategy_pb2 import CheckpointPolicy
 from trainer_service.preflight import SnapshotSize, check_room, try_store
@@ -25,11 +25,12 @@ class SmallStore(LocalBlobStore):
 class ForgetfulStore(LocalBlobStore):
     """A folder that gives back other bytes than it was given."""
 
-    def read_into(
-        self, key: str, target: memoryview, offset: int = 0, length: int | None = None
-    ) -> None:
-        super().read_into(key, target, offset, length)
-        target[-1] ^= 1
+    def read_range(self, key: str, take: Take, offset: int, size: int, length: int) -> None:
+        def flip(position: int, piece: memoryview) -> None:
+            piece[-1] ^= 1
+            take(position, piece)
+
+        super().read_range(key, flip, offset, size, length)
 
 
 def test_nothing_is_left_of_the_small_checkpoint(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class _Points:
         self.stored += is_manifest
         return result
 
-    def read_into(
+    def read_range(
         self, call: Callable[..., Any], store: Any, key: str, *rest: Any, **more: Any
     ) -> Any:
         result = call(store, key, *rest, **more)
@@ -76,5 +76,5 @@ if _POINT and sys.orig_argv[1:] == ["-m", "trainer_service"]:
 
     points = _Points()
     _wrap(MinioBlobStore, "put", points.put)
-    _wrap(MinioBlobStore, "read_into", points.read_into)
+    _wrap(MinioBlobStore, "read_range", points.read_range)
     _wrap(socket.socket, "sendall", points.sendall)
