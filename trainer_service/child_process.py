@@ -24,7 +24,6 @@ from trainer_service.child.pipe import (
 )
 from trainer_service.death_causes import death_cause
 
-
 #: Torch's threads wait for each other by turning round and round, up to a millisecond by default.
 #: An upload beside them then costs several times what it takes, in turns: this is long enough for
 #: what training waits for. It changes no bits.
