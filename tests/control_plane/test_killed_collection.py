@@ -17,7 +17,7 @@ from checkpoint_store.blobs import BlobStore
 from checkpoint_store.checkpoints import read_manifest, verify_checkpoint
 from checkpoint_store.digests import blob_digest, blob_key
 from checkpoint_store.minio_blobs import MinioBlobStore
-from control_plane.database import checkpoints
+from control_plane.database import attempts, checkpoints
 from control_plane.database.session import Database
 from everstep.control.v1.checkpoints_pb2 import VerifyCheckpointsRequest
 from everstep.control.v1.operations_pb2 import OPERATION_STATE_FAILED
@@ -66,18 +66,23 @@ def leave_remains(store: BlobStore, folder: Path) -> None:
             (folder / ".incoming" / secrets.token_hex(16)).write_bytes(b"half")
 
 
-async def leave_unregistered(client: Client, trainer: ScriptedTrainer, store: BlobStore) -> None:
+async def leave_unregistered(
+    client: Client, trainer: ScriptedTrainer, store: BlobStore, database_url: str
+) -> None:
     """A manifest that the trainer of a failed operation never told of."""
     operation_id = await client.create(restart_policy={"max_attempts": 1})
     training = await trainer.begun(operation_id)
     store_checkpoint(store, training, 90)
     training.fail(Reason.TRAINER_RESTARTED, restartable=True)
     await client.until_state(operation_id, OPERATION_STATE_FAILED)
+    # The trainer hears that it may forget the attempt before the database has it settled.
+    database = Database(database_url)
     for _ in range(1000):
-        if (operation_id, 1) in trainer.forgotten:
+        if settled := await database.read(attempts.settled, operation_id, 1):
             break
         await asyncio.sleep(0.01)
-    assert (operation_id, 1) in trainer.forgotten
+    database.close()
+    assert settled
 
 
 def collect(url: str, store: BlobStore, checkpoint_id: str, point: str = "") -> dict[str, int]:
@@ -108,7 +113,7 @@ async def test_a_killed_collection_is_finished_by_the_next(
     point: str,
 ) -> None:
     _, [deleted, *kept] = await finished_with(client, trainer, store, [10, 20, 30])
-    await leave_unregistered(client, trainer, store)
+    await leave_unregistered(client, trainer, store, database_url)
     leave_remains(store, folder)
     control_plane.kill()
     database = Database(database_url)
@@ -147,7 +152,7 @@ async def test_a_collection_that_is_not_killed_does_all_of_it(
 ) -> None:
     """Beside the others: each of their points lies on the way."""
     _, [deleted, *_] = await finished_with(client, trainer, store, [10, 20, 30])
-    await leave_unregistered(client, trainer, store)
+    await leave_unregistered(client, trainer, store, database_url)
     leave_remains(store, folder)
     control_plane.kill()
     done = collect(database_url, store, deleted.reference.checkpoint_id)
