@@ -55,8 +55,6 @@ class BlobUpload:
         self._seen: set[str] = set()
         #: Where the bytes stand of what was found in the store.
         self._found: dict[str, MemoryBlob] = {}
-        #: Something was found that a collection may be removing now: uploaded all the same.
-        self._found_old = False
         self._uploaded_bytes = 0
         self._named_by_parent: frozenset[str] | None = None
 
@@ -67,7 +65,7 @@ class BlobUpload:
             What a manifest says of each, in their order; and the bytes that were uploaded.
         """
         entries = in_parallel(self._parallelism, blobs, self._bring)
-        if self._found_old:
+        if self._found:
             await_sweeps(self._store)
         # A collection that began earlier may have removed what was there a moment ago.
         in_parallel(self._parallelism, self._found.items(), self._bring_again)
@@ -97,7 +95,6 @@ class BlobUpload:
         is_reusable = age <= REUSE_SECONDS or digest in self._read_parent()
         with self._changing:
             self._found[digest] = blob
-            self._found_old |= not is_reusable
         return is_reusable
 
     def _read_parent(self) -> frozenset[str]:

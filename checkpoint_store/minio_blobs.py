@@ -47,6 +47,7 @@ from checkpoint_store.s3_errors import (
     may_get_better,
     store_error,
 )
+from checkpoint_store.sending import POOLS
 from everstep.errors import EverstepError, Reason
 
 Result = TypeVar("Result")
@@ -107,6 +108,7 @@ class MinioBlobStore(BlobStore):
             cert_reqs="CERT_REQUIRED",
             ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
         )
+        pool.pool_classes_by_scheme = POOLS
         try:
             self._client = Minio(
                 endpoint,
@@ -335,5 +337,11 @@ class _MemoryReader(io.RawIOBase):
 
 def _object_length(headers: Mapping[str, str]) -> int:
     """Of the whole object that an answer is of, or is a range of."""
-    content_range = headers.get("Content-Range")
-    return int(headers["Content-Length"] if content_range is None else content_range.split("/")[-1])
+    length = headers.get("Content-Range", headers.get("Content-Length", "")).split("/")[-1]
+    if not length.isdecimal():
+        raise EverstepError(
+            Reason.STORE_MISCONFIGURED,
+            "the object store does not say how long an object is; use a store, or a proxy before "
+            "it, that sends Content-Length",
+        )
+    return int(length)

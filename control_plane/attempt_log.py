@@ -217,10 +217,12 @@ def _entries(
 
 
 def _advanced(operation: OperationRecord, newer: TrainingPosition) -> TrainingPosition:
-    position = TrainingPosition()
-    position.CopyFrom(newer)
-    before = TrainingPosition.FromString(operation.position).fraction
-    position.fraction = max(before, _finite(newer.fraction))
+    position = TrainingPosition.FromString(operation.position)
+    fraction = max(position.fraction, _finite(newer.fraction))
+    # An attempt that restores its state does not know yet where it is.
+    if newer.total_steps or newer.step:
+        position.CopyFrom(newer)
+    position.fraction = fraction
     return position
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+import structlog
+
 from checkpoint_store.blobs import BlobStore, UnfinishedUpload
 from checkpoint_store.checkpoints import read_manifest
 from checkpoint_store.manifest import Manifest
 from everstep.errors import EverstepError, Reason
+
+_log = structlog.get_logger(__name__)
 
 BLOBS: Final = "blobs/"
 MANIFESTS: Final = "operations/"
@@ -37,10 +41,18 @@ def manifests(
 
 
 def unfinished_uploads(store: BlobStore) -> Iterator[UnfinishedUpload]:
-    """Uploads of blobs and manifests; others in the bucket are not Everstep's."""
-    for upload in store.unfinished_uploads():
-        if not upload.key or upload.key.startswith((BLOBS, MANIFESTS)):
-            yield upload
+    """Uploads of blobs and manifests; others in the bucket are not Everstep's.
+
+    None where the store does not list them, or not for these credentials.
+    """
+    try:
+        for upload in store.unfinished_uploads():
+            if not upload.key or upload.key.startswith((BLOBS, MANIFESTS)):
+                yield upload
+    except EverstepError as error:
+        if error.reason not in (Reason.STORE_ACCESS_DENIED, Reason.STORE_MISCONFIGURED):
+            raise
+        _log.warning("unfinished uploads are not known", reason=error.reason, error=error.message)
 
 
 def _matcher(removed: Iterable[str]) -> Callable[[str], bool]:

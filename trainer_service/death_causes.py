@@ -47,3 +47,12 @@ def given_up(deaths: int, cause: str, last: Failed | None) -> Failed:
         f"the training process died {deaths} times (last: {cause}); {advice}",
         detail="" if last is None else last.detail,
     )
+
+
+def never_fitted(cause: str) -> Failed:
+    """The last word of an attempt whose data, model and snapshots did not fit into memory."""
+    return Failed(
+        Reason.OUT_OF_MEMORY,
+        f"there is no memory for the training ({cause} before its first step); use a larger "
+        "machine, or fewer trainings at a time",
+    )

@@ -36,7 +36,7 @@ from trainer_service.child.pipe import (
     Train,
 )
 from trainer_service.child_process import ChildProcess, SpareChildren
-from trainer_service.death_causes import OUT_OF_MEMORY, given_up
+from trainer_service.death_causes import OUT_OF_MEMORY, given_up, never_fitted
 from trainer_service.progress import AttemptProgress
 from trainer_service.settings import TrainerSettings
 from trainer_service.slots import MemorySlots
@@ -114,6 +114,8 @@ class LocalTrainingOrchestrator:
                 return outcome
             if self.discarded.is_set():
                 break
+            if OUT_OF_MEMORY in cause and not self._fitted:
+                return never_fitted(cause)
             if without_memory is not None:
                 _log.warning("no memory", message=without_memory.message)
                 cause = OUT_OF_MEMORY

@@ -67,10 +67,8 @@ def _read_into(
     slot: int,
     received: Callable[[int], None],
 ) -> SlotContent:
-    slots.extend(slot, restored_bytes(manifest))
-    with slots.view(slot) as memory:
-        target = Target(memory, lambda offset, piece: slots.write(slot, offset, piece))
-        placed = restore_blobs(store, manifest, target, received=received)
+    with slots.filling(slot, restored_bytes(manifest)) as (memory, write):
+        placed = restore_blobs(store, manifest, Target(memory, write), received=received)
     return SlotContent(slot, tuple(SlotBlob(*blob) for blob in placed), manifest.state)
 
 

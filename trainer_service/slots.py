@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import TypeAlias
 
 from trainer_service.child.pipe import SLOTS, SlotContent
 from trainer_service.shared_memory import allocate, extend, write
+
+#: Puts bytes to a place in a slot.
+Write: TypeAlias = Callable[[int, memoryview], None]
 
 
 class MemorySlots:
@@ -19,12 +25,14 @@ class MemorySlots:
     """
 
     def __init__(self) -> None:
-        self.descriptors = tuple(
+        self.descriptors: tuple[int, ...] = tuple(
             os.memfd_create(f"everstep-slot-{slot}", os.MFD_CLOEXEC) for slot in range(SLOTS)
         )
         #: Complete snapshots by slot, the newest last.
         self._complete: dict[int, SlotContent] = {}
         self._mappings: dict[int, mmap.mmap] = {}
+        #: A thread may begin to read a slot while another one closes them.
+        self._closing = threading.Lock()
 
     @property
     def newest(self) -> SlotContent | None:
@@ -42,8 +50,10 @@ class MemorySlots:
 
     def close(self) -> None:
         """Gives the memory back, once nobody reads it any more."""
-        self._mappings.clear()
-        for descriptor in self.descriptors:
+        with self._closing:
+            descriptors, self.descriptors = self.descriptors, ()
+            self._mappings.clear()
+        for descriptor in descriptors:
             os.close(descriptor)
 
     def reserve(self, length: int) -> None:
@@ -55,21 +65,24 @@ class MemorySlots:
         for descriptor in self.descriptors:
             allocate(descriptor, length)
 
-    def extend(self, slot: int, length: int) -> None:
-        """Makes one slot at least `length` bytes long; its memory comes as it is written.
+    @contextmanager
+    def filling(self, slot: int, length: int) -> Iterator[tuple[memoryview, Write]]:
+        """A slot made at least `length` bytes long: its bytes, and what writes them.
+
+        Its memory comes as it is written. Whoever writes may outlive `close`.
 
         Raises:
             EverstepError: OUT_OF_MEMORY.
         """
-        extend(self.descriptors[slot], length)
-
-    def write(self, slot: int, offset: int, content: memoryview) -> None:
-        """Puts bytes into a slot.
-
-        Raises:
-            EverstepError: OUT_OF_MEMORY.
-        """
-        write(self.descriptors[slot], offset, content)
+        with self._closing:
+            # Of its own: what has the slot's number after `close` is another file.
+            descriptor = os.dup(self.descriptors[slot])
+        try:
+            extend(descriptor, length)
+            with self.view(slot) as memory:
+                yield memory, partial(write, descriptor)
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def view(self, slot: int) -> Iterator[memoryview]:
@@ -77,12 +90,17 @@ class MemorySlots:
 
         A slot is mapped once; again only after the process has made it longer.
         """
-        size = os.fstat(self.descriptors[slot]).st_size
+        with self._closing:
+            memory = memoryview(self._mapped(slot))
+        with memory:
+            yield memory
+
+    def _mapped(self, slot: int) -> mmap.mmap | bytes:
+        descriptor = self.descriptors[slot]
+        size = os.fstat(descriptor).st_size
         if size == 0:
-            yield memoryview(b"")
-            return
+            return b""
         mapping = self._mappings.get(slot)
         if mapping is None or len(mapping) != size:
-            mapping = self._mappings[slot] = mmap.mmap(self.descriptors[slot], size)
-        with memoryview(mapping) as memory:
-            yield memory
+            mapping = self._mappings[slot] = mmap.mmap(descriptor, size)
+        return mapping

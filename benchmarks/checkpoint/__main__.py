@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.checkpoint.job import JOBS, SIZES
-from benchmarks.checkpoint.one_run import EVERSTEP, RECOVERY
+from benchmarks.checkpoint.one_run import COPY, EVERSTEP, RECOVERY
 from benchmarks.checkpoint.peers import PEERS, Nothing
 from benchmarks.checkpoint.processes import run_process
 from benchmarks.checkpoint.report import write_report
@@ -51,7 +51,7 @@ class Benchmark:
         """A training with each way to save."""
         steps_between = self._steps_between(size, job)
         for number in range(rounds):
-            for contender in _in_turn(contenders, number):
+            for contender in _in_turn((COPY, *contenders), number):
                 asked = {"size": size, "job": job, "steps_between": steps_between}
                 self._run("one_run", section, contender, number, asked)
 
@@ -91,7 +91,7 @@ class Benchmark:
         try:
             found = run_process(f"{PACKAGE}.{module}", asked | {"endpoint": self._server.endpoint})
         except RuntimeError as error:
-            if contender in (EVERSTEP, RECOVERY, Nothing.name):
+            if contender in (COPY, EVERSTEP, RECOVERY, Nothing.name):
                 raise
             self._say(f"{label} failed: {error}")
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -33,17 +34,17 @@ def run_process(module: str, asked: dict[str, Any]) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # As the product starts its training process: everyone's threads wait as long as Everstep's.
+        env={"GOMP_SPINCOUNT": "3000", **os.environ},
     )
     sampler = _Sampler(process.pid)
     try:
         output, errors = process.communicate(timeout=_PATIENCE_SECONDS)
-    except BaseException:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()
-        process.kill()
-        process.wait()
-        raise
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{asked}: it hangs") from None
     finally:
+        if process.poll() is None:
+            _kill(process)
         peak_bytes = sampler.stop()
     if process.returncode != 0:
         raise RuntimeError(f"{asked}: {errors[-2000:]}")
@@ -52,6 +53,14 @@ def run_process(module: str, asked: dict[str, Any]) -> dict[str, Any]:
         "peak_tree_bytes": peak_bytes,
         "cpu_seconds": _processor_seconds() - before,
     }
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with suppress(psutil.Error):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+    process.kill()
+    process.wait()
 
 
 def _processor_seconds() -> float:

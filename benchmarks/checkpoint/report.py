@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.checkpoint.job import SIZES
-from benchmarks.checkpoint.one_run import EVERSTEP
+from benchmarks.checkpoint.one_run import COPY, EVERSTEP
 from benchmarks.checkpoint.peers import AsyncSave, Nothing, TorchSave
 from benchmarks.checkpoint.plot import draw
 from benchmarks.checkpoint.uploads import RAW
@@ -44,7 +44,9 @@ class Training:
     """What a training lost to its checkpoints, by contender."""
 
     def __init__(self, runs: dict[str, list[Run]]) -> None:
-        self.runs = runs
+        self.runs = {name: some for name, some in runs.items() if name != COPY}
+        #: Seconds of one copy of the state in memory.
+        self.copy = _median(run["copy"] for run in runs.get(COPY, []))
         self._alone = {run["round"]: run for run in runs.get(Nothing.name, [])}
 
     def contenders(self) -> list[str]:
@@ -55,10 +57,8 @@ class Training:
         return _median(stall for run in self.runs[name] for stall in _part(run["stalls"], first))
 
     def stall_to_copy(self, name: str, first: bool) -> float:
-        """The same, in copies of the same bytes in the same process."""
-        return _median(
-            stall / run["copy"] for run in self.runs[name] for stall in _part(run["stalls"], first)
-        )
+        """The same, in copies of the same bytes."""
+        return self.stall(name, first) / self.copy
 
     def lost(self, name: str) -> float:
         """Seconds of training for each checkpoint, against the same round without."""
@@ -71,7 +71,8 @@ class Training:
         return _median(
             durable - saved
             for run in self.runs[name]
-            for saved, durable in zip(run["saved_at"], run["durable_at"], strict=False)
+            if len(run["saved_at"]) == len(run["durable_at"])
+            for saved, durable in zip(run["saved_at"], run["durable_at"], strict=True)
         )
 
     def processor(self, name: str) -> float:
@@ -95,11 +96,13 @@ class Training:
 
     def second_bytes(self, name: str) -> float:
         """Bytes of the second save, in states."""
-        return _median(run["bytes"][1] / run["state_bytes"] for run in self.runs[name])
+        return _median(
+            run["bytes"][1] / run["state_bytes"] for run in self.runs[name] if run["bytes"][1:]
+        )
 
     def stored(self, name: str) -> float:
-        """How many of a run's saves became checkpoints."""
-        return _median(len(run["bytes"]) for run in self.runs[name])
+        """The share of a run's saves that became checkpoints."""
+        return _median(len(run["bytes"]) / len(run["stalls"]) for run in self.runs[name])
 
     def _against_alone(self, name: str, value: Callable[[Run, Run], float]) -> float:
         return _median(
@@ -138,11 +141,11 @@ def write_report(results: Path, target: Path) -> str:
 
 
 def _training_table(title: str, training: Training) -> str:
-    some = next(iter(training.runs.values()))
+    some = training.runs[training.contenders()[0]]
     heading = (
         f"### {title}\n\nA state of {some[0]['state_bytes'] / 1e6:,.1f} MB, "
         f"{len(some[0]['stalls'])} saves a run, {len(some)} rounds; one memory copy of it took "
-        f"{_median(run['copy'] for runs in training.runs.values() for run in runs) * 1e3:.1f} ms."
+        f"{training.copy * 1e3:.1f} ms."
         "\n\n"
     )
     rows = [
@@ -156,12 +159,13 @@ def _training_table(title: str, training: Training) -> str:
             f"{training.processor(name):.1f} s",
             f"{training.memory(name):.1f}",
             f"{training.second_bytes(name):.3f}",
+            f"{training.stored(name):.0%}",
         )
         for name in training.contenders()
     ]
     columns = (
         "", "first stall", "later stalls", "/ memcpy", "lost per checkpoint", "to durable",
-        "CPU per GB", "memory / state", "bytes of the second / state",
+        "CPU per GB", "memory / state", "bytes of the second / state", "stored",
     )  # fmt: skip
     return heading + _table(columns, rows)
 

@@ -27,6 +27,7 @@ from safetensors.torch import save as save_safetensors
 from benchmarks.checkpoint.everstep_child import restore as restore_context
 from benchmarks.checkpoint.everstep_child import training_state
 from benchmarks.checkpoint.job import SIZES, build, state_bytes, state_tensors
+from benchmarks.checkpoint.peers import PART_BYTES
 from benchmarks.checkpoint.server import BUCKET, Server
 from checkpoint_store.blobs import PIECE_BYTES, BlobStore
 from checkpoint_store.checkpoints import CheckpointDraft, commit_checkpoint
@@ -46,7 +47,7 @@ Back = Callable[[], None]
 def raw(model: Any, optimizer: Any, server: Server) -> Back:
     """Parallel ranges of one object into memory that is there: the floor."""
     client, length = server.client(), state_bytes(model, optimizer)
-    client.put_object(BUCKET, "raw", io.BytesIO(os.urandom(length)), length)
+    client.put_object(BUCKET, "raw", io.BytesIO(os.urandom(length)), length, part_size=PART_BYTES)
     target = bytearray(length)
     target[:] = bytes(length)
 
@@ -71,7 +72,7 @@ def torch_load(model: Any, optimizer: Any, server: Server) -> Back:
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, content)
     length = content.tell()
     content.seek(0)
-    client.put_object(BUCKET, "torch", content, length)
+    client.put_object(BUCKET, "torch", content, length, part_size=PART_BYTES)
     content.close()
 
     def back() -> None:
@@ -88,7 +89,9 @@ def safetensors(model: Any, optimizer: Any, server: Server) -> Back:
     """safetensors.torch.load(get_object), copied into the tensors that are there."""
     client, targets = server.client(), state_tensors(model, optimizer)
     content = save_safetensors({str(number): tensor for number, tensor in enumerate(targets)})
-    client.put_object(BUCKET, "safetensors", io.BytesIO(content), len(content))
+    client.put_object(
+        BUCKET, "safetensors", io.BytesIO(content), len(content), part_size=PART_BYTES
+    )
     del content
 
     def back() -> None:
@@ -109,7 +112,7 @@ def distributed(model: Any, optimizer: Any, server: Server) -> Back:
     dcp.save(state, storage_writer=dcp.FileSystemWriter(folder, thread_count=2), no_dist=True)
     names = [path.name for path in folder.iterdir()]
     for name in names:
-        client.fput_object(BUCKET, name, str(folder / name))
+        client.fput_object(BUCKET, name, str(folder / name), part_size=PART_BYTES)
     shutil.rmtree(folder)
 
     def back() -> None:

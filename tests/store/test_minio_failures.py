@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_store import open_blob_store
+from checkpoint_store import minio_blobs, open_blob_store
 from checkpoint_store.blobs import BlobStore, UnfinishedUpload
 from everstep.errors import EverstepError, Reason
 from everstep.object_store_process import MinioProcess
@@ -261,6 +261,41 @@ def test_an_answer_that_is_cut_off_is_read_again(minio: MinioProcess) -> None:
         store.read_into("a/b", memoryview(target))
         assert target == content
         assert proxy.connections == 2
+
+
+def test_a_body_may_take_longer_than_a_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time-out is for a part of it: a slow network is none that stands still."""
+    monkeypatch.setattr(minio_blobs, "CONNECT_TIMEOUT_SECONDS", 0.3)
+    content = bytes(24 * 1024 * 1024)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        received: list[int] = []
+
+        def read_slowly() -> None:
+            connection, _ = listener.accept()
+            # Whatever else is asked is refused.
+            listener.close()
+            connection.settimeout(30)
+            pause = threading.Event()
+            with connection:
+                while sum(received) < len(content):
+                    pause.wait(0.02)
+                    received.append(len(connection.recv(1024 * 1024)))
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nETag: x\r\n\r\n")
+
+        reader = threading.Thread(target=read_slowly, daemon=True)
+        reader.start()
+        store = open_blob_store(
+            f"s3+http://127.0.0.1:{listener.getsockname()[1]}/slow",
+            ACCESS_KEY,
+            SECRET_KEY,
+            retry_seconds=0,
+        )
+        # The body went the whole way; that nobody then says how long the object is, is another
+        # matter.
+        error = failure(lambda: store.put("a/b", content))
+        reader.join(30)
+    assert sum(received) >= len(content), error.message
 
 
 class CuttingProxy:
