@@ -149,6 +149,8 @@ class Operation(_message.Message):
     FROM_CHECKPOINT_FIELD_NUMBER: _builtins.int
     OVERRIDES_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
+    AT_RISK_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
     display_name: _builtins.str
     state: Global___OperationState.ValueType
@@ -160,6 +162,8 @@ class Operation(_message.Message):
     """Set when it was forked."""
     waiting_for: _builtins.str
     """Why a PENDING operation waits, in one line."""
+    first_sequence: _builtins.int
+    """The oldest sequence that is still in the log; 1 unless it was compacted."""
     @_builtins.property
     def strategy(self) -> _strategy_pb2.TrainingStrategy:
         """As resolved: defaults filled in."""
@@ -196,6 +200,10 @@ class Operation(_message.Message):
     def from_checkpoint(self) -> _checkpoint_pb2.CheckpointReference: ...
     @_builtins.property
     def overrides(self) -> _strategy_pb2.StrategyOverrides: ...
+    @_builtins.property
+    def at_risk(self) -> _progress_pb2.WorkAtRisk:
+        """As last heard from the trainer; unset when no attempt runs."""
+
     def __init__(
         self,
         *,
@@ -221,10 +229,12 @@ class Operation(_message.Message):
         from_checkpoint: _checkpoint_pb2.CheckpointReference | None = ...,
         overrides: _strategy_pb2.StrategyOverrides | None = ...,
         waiting_for: _builtins.str = ...,
+        at_risk: _progress_pb2.WorkAtRisk | None = ...,
+        first_sequence: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "from_checkpoint", b"from_checkpoint", "latest_checkpoint", b"latest_checkpoint", "overrides", b"overrides", "position", b"position", "restart_policy", b"restart_policy", "result", b"result", "strategy", b"strategy", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at_risk", b"at_risk", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "from_checkpoint", b"from_checkpoint", "latest_checkpoint", b"latest_checkpoint", "overrides", b"overrides", "position", b"position", "restart_policy", b"restart_policy", "result", b"result", "strategy", b"strategy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "from_checkpoint", b"from_checkpoint", "labels", b"labels", "last_sequence", b"last_sequence", "latest_checkpoint", b"latest_checkpoint", "metrics", b"metrics", "operation_id", b"operation_id", "overrides", b"overrides", "parent_operation_id", b"parent_operation_id", "position", b"position", "restart_policy", b"restart_policy", "result", b"result", "resumable", b"resumable", "state", b"state", "strategy", b"strategy", "strategy_digest", b"strategy_digest", "update_time", b"update_time", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_risk", b"at_risk", "attempts", b"attempts", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "first_sequence", b"first_sequence", "from_checkpoint", b"from_checkpoint", "labels", b"labels", "last_sequence", b"last_sequence", "latest_checkpoint", b"latest_checkpoint", "metrics", b"metrics", "operation_id", b"operation_id", "overrides", b"overrides", "parent_operation_id", b"parent_operation_id", "position", b"position", "restart_policy", b"restart_policy", "result", b"result", "resumable", b"resumable", "state", b"state", "strategy", b"strategy", "strategy_digest", b"strategy_digest", "update_time", b"update_time", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -105,7 +105,9 @@ class OperationServiceServicer:
         """Replays the log after a sequence, then follows it. Every durable event
         comes once and in order. OK after the event that ends the operation; OK
         without one, or UNAVAILABLE, means: watch again.
-        OUT_OF_RANGE FUTURE_SEQUENCE when after_sequence is ahead of the log.
+        OUT_OF_RANGE FUTURE_SEQUENCE when after_sequence is ahead of the log;
+        OUT_OF_RANGE HISTORY_COMPACTED when what follows it is not kept any more: the
+        error's metadata name the first_sequence that is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,9 @@ class OperationServiceStub:
     """Replays the log after a sequence, then follows it. Every durable event
     comes once and in order. OK after the event that ends the operation; OK
     without one, or UNAVAILABLE, means: watch again.
-    OUT_OF_RANGE FUTURE_SEQUENCE when after_sequence is ahead of the log.
+    OUT_OF_RANGE FUTURE_SEQUENCE when after_sequence is ahead of the log;
+    OUT_OF_RANGE HISTORY_COMPACTED when what follows it is not kept any more: the
+    error's metadata name the first_sequence that is.
     """
     CancelOperation: _grpc.UnaryUnaryMultiCallable[_operations_pb2.CancelOperationRequest, _operations_pb2.Operation]
     """CANCELLING until the trainer has stopped with a checkpoint."""
@@ -67,7 +69,9 @@ class OperationServiceAsyncStub(OperationServiceStub):
     """Replays the log after a sequence, then follows it. Every durable event
     comes once and in order. OK after the event that ends the operation; OK
     without one, or UNAVAILABLE, means: watch again.
-    OUT_OF_RANGE FUTURE_SEQUENCE when after_sequence is ahead of the log.
+    OUT_OF_RANGE FUTURE_SEQUENCE when after_sequence is ahead of the log;
+    OUT_OF_RANGE HISTORY_COMPACTED when what follows it is not kept any more: the
+    error's metadata name the first_sequence that is.
     """
     CancelOperation: _aio.UnaryUnaryMultiCallable[_operations_pb2.CancelOperationRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """CANCELLING until the trainer has stopped with a checkpoint."""
@@ -113,7 +117,9 @@ class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Replays the log after a sequence, then follows it. Every durable event
         comes once and in order. OK after the event that ends the operation; OK
         without one, or UNAVAILABLE, means: watch again.
-        OUT_OF_RANGE FUTURE_SEQUENCE when after_sequence is ahead of the log.
+        OUT_OF_RANGE FUTURE_SEQUENCE when after_sequence is ahead of the log;
+        OUT_OF_RANGE HISTORY_COMPACTED when what follows it is not kept any more: the
+        error's metadata name the first_sequence that is.
         """
 
     @_abc_1.abstractmethod

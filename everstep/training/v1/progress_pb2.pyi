@@ -58,8 +58,8 @@ class TrainingProgress(_message.Message):
     """One word of a training on its way.
 
     Durable events are numbered from 1 without a gap within an attempt and are
-    never changed. StepMetrics and PhaseProgress are transient: their index is 0,
-    and a slow reader sees only the newest.
+    never changed. PhaseProgress is transient, and so are most StepMetrics: their
+    index is 0, and a slow reader sees only the newest.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -69,6 +69,7 @@ class TrainingProgress(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    AT_RISK_FIELD_NUMBER: _builtins.int
     PHASE_CHANGED_FIELD_NUMBER: _builtins.int
     STEP_METRICS_FIELD_NUMBER: _builtins.int
     EPOCH_COMPLETED_FIELD_NUMBER: _builtins.int
@@ -88,6 +89,10 @@ class TrainingProgress(_message.Message):
     def time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def position(self) -> Global___TrainingPosition: ...
+    @_builtins.property
+    def at_risk(self) -> Global___WorkAtRisk:
+        """Unset before the first step."""
+
     @_builtins.property
     def phase_changed(self) -> Global___PhaseChanged: ...
     @_builtins.property
@@ -118,6 +123,7 @@ class TrainingProgress(_message.Message):
         index: _builtins.int = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
         position: Global___TrainingPosition | None = ...,
+        at_risk: Global___WorkAtRisk | None = ...,
         phase_changed: Global___PhaseChanged | None = ...,
         step_metrics: Global___StepMetrics | None = ...,
         epoch_completed: Global___EpochCompleted | None = ...,
@@ -130,9 +136,9 @@ class TrainingProgress(_message.Message):
         cancelled: Global___Cancelled | None = ...,
         phase_progress: Global___PhaseProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "checkpoint_committed", b"checkpoint_committed", "checkpoint_delayed", b"checkpoint_delayed", "completed", b"completed", "epoch_completed", b"epoch_completed", "event", b"event", "failed", b"failed", "phase_changed", b"phase_changed", "phase_progress", b"phase_progress", "position", b"position", "step_metrics", b"step_metrics", "time", b"time", "training_restarted", b"training_restarted", "warning", b"warning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at_risk", b"at_risk", "cancelled", b"cancelled", "checkpoint_committed", b"checkpoint_committed", "checkpoint_delayed", b"checkpoint_delayed", "completed", b"completed", "epoch_completed", b"epoch_completed", "event", b"event", "failed", b"failed", "phase_changed", b"phase_changed", "phase_progress", b"phase_progress", "position", b"position", "step_metrics", b"step_metrics", "time", b"time", "training_restarted", b"training_restarted", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancelled", b"cancelled", "checkpoint_committed", b"checkpoint_committed", "checkpoint_delayed", b"checkpoint_delayed", "completed", b"completed", "epoch_completed", b"epoch_completed", "event", b"event", "failed", b"failed", "index", b"index", "operation_id", b"operation_id", "phase_changed", b"phase_changed", "phase_progress", b"phase_progress", "position", b"position", "step_metrics", b"step_metrics", "time", b"time", "training_restarted", b"training_restarted", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_risk", b"at_risk", "attempt", b"attempt", "cancelled", b"cancelled", "checkpoint_committed", b"checkpoint_committed", "checkpoint_delayed", b"checkpoint_delayed", "completed", b"completed", "epoch_completed", b"epoch_completed", "event", b"event", "failed", b"failed", "index", b"index", "operation_id", b"operation_id", "phase_changed", b"phase_changed", "phase_progress", b"phase_progress", "position", b"position", "step_metrics", b"step_metrics", "time", b"time", "training_restarted", b"training_restarted", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["phase_changed", "step_metrics", "epoch_completed", "checkpoint_committed", "checkpoint_delayed", "training_restarted", "warning", "completed", "failed", "cancelled", "phase_progress"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
@@ -190,6 +196,48 @@ class TrainingPosition(_message.Message):
 Global___TrainingPosition: _TypeAlias = TrainingPosition  # noqa: Y015
 
 @_typing.final
+class WorkAtRisk(_message.Message):
+    """What a loss would cost now, and whether checkpoints keep up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_SINCE_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    SECONDS_SINCE_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    STEPS_SINCE_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    SECONDS_SINCE_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    UPLOAD_LAG_SECONDS_FIELD_NUMBER: _builtins.int
+    STALL_SHARE_FIELD_NUMBER: _builtins.int
+    steps_since_checkpoint: _builtins.int
+    """Since the newest checkpoint in the store, or the beginning: lost with the machine."""
+    seconds_since_checkpoint: _builtins.float
+    steps_since_snapshot: _builtins.int
+    """Since the newest snapshot in memory, or the beginning: done again when the
+    training process dies.
+    """
+    seconds_since_snapshot: _builtins.float
+    upload_lag_seconds: _builtins.float
+    """The age of the snapshot that is on its way to the store; 0 when none is."""
+    stall_share: _builtins.float
+    """The share of the time since the first step that training waited for snapshots."""
+    def __init__(
+        self,
+        *,
+        steps_since_checkpoint: _builtins.int = ...,
+        seconds_since_checkpoint: _builtins.float = ...,
+        steps_since_snapshot: _builtins.int = ...,
+        seconds_since_snapshot: _builtins.float = ...,
+        upload_lag_seconds: _builtins.float = ...,
+        stall_share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds_since_checkpoint", b"seconds_since_checkpoint", "seconds_since_snapshot", b"seconds_since_snapshot", "stall_share", b"stall_share", "steps_since_checkpoint", b"steps_since_checkpoint", "steps_since_snapshot", b"steps_since_snapshot", "upload_lag_seconds", b"upload_lag_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkAtRisk: _TypeAlias = WorkAtRisk  # noqa: Y015
+
+@_typing.final
 class PhaseChanged(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -242,6 +290,10 @@ Global___PhaseProgress: _TypeAlias = PhaseProgress  # noqa: Y015
 
 @_typing.final
 class StepMetrics(_message.Message):
+    """One step's. A sample of them is durable, a thousand in a training or so, and at
+    most one a second: the curve between epochs.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     LOSS_FIELD_NUMBER: _builtins.int
