@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import psutil
 
+from trainer_service.child_process import TRAINING_ENVIRONMENT
+
 _SAMPLE_SECONDS: Final = 0.1
 #: The most that a run may take.
 _PATIENCE_SECONDS: Final = 900
@@ -34,8 +36,8 @@ def run_process(module: str, asked: dict[str, Any]) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # As the product starts its training process: everyone's threads wait as long as Everstep's.
-        env={"GOMP_SPINCOUNT": "3000", **os.environ},
+        # As the product starts its training process: what is good for Everstep is for everyone.
+        env={**TRAINING_ENVIRONMENT, **os.environ},
     )
     sampler = _Sampler(process.pid)
     try:
@@ -85,9 +87,18 @@ class _Sampler:
 
     def _watch(self) -> None:
         while not self._stopped.wait(_SAMPLE_SECONDS):
-            total = shutil.disk_usage("/dev/shm").used - self._shared_before
+            shared = shutil.disk_usage("/dev/shm").used - self._shared_before
+            total = shared
             with suppress(psutil.Error):
                 for process in (self._process, *self._process.children(recursive=True)):
                     with suppress(psutil.Error):
                         total += process.memory_full_info().pss
+                        if shared:
+                            total -= _mapped_from_shared_memory(process)
             self._peak = max(self._peak, total)
+
+
+def _mapped_from_shared_memory(process: psutil.Process) -> int:
+    """Bytes of files in /dev/shm that a process has mapped: they are counted there."""
+    maps = process.memory_maps()
+    return sum(one.pss for one in maps if one.path.startswith("/dev/shm/"))

@@ -40,6 +40,34 @@ class Results:
         return [name for name in SIZES if name in there]
 
 
+class Steps:
+    """The steps of one run, and which of them ran beside a save that was on its way.
+
+    The loop trains for an interval, saves, trains for another one, and so on.
+    """
+
+    def __init__(self, run: Run) -> None:
+        saves = len(run["saved_at"])
+        length = len(run["steps"]) // (saves + 1)
+        # What was never stored kept the machine busy nobody knows how long: to the end.
+        durable = [*run["durable_at"], *[run["ended_at"]] * saves][:saves]
+        #: Of the first interval, and of each other once its save was durable.
+        self.quiet: list[float] = run["steps"][:length]
+        self.beside: list[float] = []
+        self.stalls: list[float] = run["stalls"]
+        for number in range(saves):
+            moment = run["saved_at"][number] + run["stalls"][number]
+            for seconds in run["steps"][(number + 1) * length : (number + 2) * length]:
+                (self.beside if moment < durable[number] else self.quiet).append(seconds)
+                moment += seconds
+
+    def lost(self) -> float:
+        """Seconds of training for each save: its stall, and what steps beside it took longer."""
+        usual = statistics.median(self.quiet)
+        longer = sum(seconds - usual for seconds in self.beside)
+        return (sum(self.stalls) + longer) / len(self.stalls)
+
+
 class Training:
     """What a training lost to its checkpoints, by contender."""
 
@@ -60,10 +88,23 @@ class Training:
         """The same, in copies of the same bytes."""
         return self.stall(name, first) / self.copy
 
+    def longest_stall(self, name: str) -> float:
+        """Seconds, of all rounds."""
+        return max(stall for run in self.runs[name] for stall in run["stalls"])
+
     def lost(self, name: str) -> float:
-        """Seconds of training for each checkpoint, against the same round without."""
-        return self._against_alone(
-            name, lambda run, alone: (run["wall"] - alone["wall"]) / len(run["stalls"])
+        """Seconds of training for each checkpoint, against the same run's other steps."""
+        return _median(self.losses(name))
+
+    def losses(self, name: str) -> list[float]:
+        """The same, of each round."""
+        return [Steps(run).lost() for run in self.runs[name]]
+
+    def slowed(self, name: str) -> float:
+        """The median step beside a save, in undisturbed ones; 1 where no step is beside one."""
+        steps = [Steps(run) for run in self.runs[name]]
+        return _median(
+            _median(run.beside) / _median(run.quiet) if run.beside else 1.0 for run in steps
         )
 
     def durable(self, name: str) -> float:
@@ -154,7 +195,9 @@ def _training_table(title: str, training: Training) -> str:
             _milliseconds(training.stall(name, first=True)),
             _milliseconds(training.stall(name, first=False)),
             f"{training.stall_to_copy(name, first=False):.2f}",
-            f"{training.lost(name):.2f} s",
+            _milliseconds(training.longest_stall(name)),
+            _with_range(training.losses(name)),
+            f"{training.slowed(name):.2f}",
             f"{training.durable(name):.2f} s",
             f"{training.processor(name):.1f} s",
             f"{training.memory(name):.1f}",
@@ -164,8 +207,9 @@ def _training_table(title: str, training: Training) -> str:
         for name in training.contenders()
     ]
     columns = (
-        "", "first stall", "later stalls", "/ memcpy", "lost per checkpoint", "to durable",
-        "CPU per GB", "memory / state", "bytes of the second / state", "stored",
+        "", "first stall", "later stalls", "/ memcpy", "longest", "lost per checkpoint",
+        "steps meanwhile", "to durable", "CPU per GB", "memory / state",
+        "bytes of the second / state", "stored",
     )  # fmt: skip
     return heading + _table(columns, rows)
 
@@ -180,7 +224,7 @@ def _seconds_tables(found: Results, size: str) -> Iterable[str]:
             peak = ""
             if section == "restore":
                 peak = f"{_median(run['peak_bytes'] / run['state_bytes'] for run in some):.2f}"
-            rows.append((name, f"{_median(run['seconds'] for run in some):.2f} s", peak))
+            rows.append((name, _with_range([run["seconds"] for run in some]), peak))
         yield f"### {size}: {title}\n\n" + _table(("", "seconds", "memory / state"), rows)
     recoveries = found.of("recovery", size=size)
     for some in recoveries.values():
@@ -197,7 +241,7 @@ def _recovery_rows(runs: Sequence[Run]) -> list[tuple[str, str]]:
     rows = []
     for label, begin, end in names:
         moments = [run["moments"] | {"killed": run["killed"]} for run in runs]
-        rows.append((label, f"{_median(each[end] - each[begin] for each in moments):.2f} s"))
+        rows.append((label, _with_range([each[end] - each[begin] for each in moments])))
     return rows
 
 
@@ -267,6 +311,11 @@ def _part(stalls: Sequence[float], first: bool) -> Sequence[float]:
 def _median(values: Iterable[float]) -> float:
     listed = list(values)
     return statistics.median(listed) if listed else float("nan")
+
+
+def _with_range(seconds: Sequence[float]) -> str:
+    middle = f"{_median(seconds):.2f} s"
+    return middle if len(seconds) < 2 else f"{middle} ({min(seconds):.2f}-{max(seconds):.2f})"
 
 
 def _milliseconds(seconds: float) -> str:
