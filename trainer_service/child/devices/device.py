@@ -11,7 +11,7 @@ import torch
 class Device:
     """Where a training computes; this one is the CPU, and does nothing that need not be done.
 
-    Everything else knows a Device and never asks for its kind.
+    What trains knows a Device and does not ask for its kind.
     """
 
     def __init__(self, place: torch.device) -> None:
