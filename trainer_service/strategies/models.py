@@ -53,7 +53,7 @@ def quarter_means(images: torch.Tensor) -> torch.Tensor:
     rows = (slice(0, -(-height // 2)), slice(height // 2, None))
     columns = (slice(0, -(-width // 2)), slice(width // 2, None))
     means = [images[..., row, column].mean((-2, -1)) for row in rows for column in columns]
-    return torch.stack(means, -1).unflatten(-1, (2, 2))
+    return torch.stack(means, -1).reshape(*images.shape[:-2], 2, 2)
 
 
 def cnn(
