@@ -243,6 +243,7 @@ class LocalStack:
                 "EVERSTEP_STATE_DIR": str(self.folder / "trainer"),
                 "EVERSTEP_DATA_ROOT": str(self._data_root.resolve()),
                 "EVERSTEP_ALLOWED_PACKAGES": os.environ.get("EVERSTEP_ALLOWED_PACKAGES", ""),
+                "EVERSTEP_DEVICE": os.environ.get("EVERSTEP_DEVICE", "auto"),
             },
             logs / "trainer.log",
         )

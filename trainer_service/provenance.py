@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,23 @@ def cpu_model() -> str:
     except OSError:
         return platform.machine()
     return platform.machine()
+
+
+def gpu_models(root: Path = Path("/")) -> list[str]:
+    """NVIDIA's, as in `NVIDIA H100 80GB HBM3`, one of each; none without its driver.
+
+    Read from the driver's own files: asking CUDA would start it in this process.
+
+    Args:
+        root: Where `proc` is.
+    """
+    models = set()
+    for file in (root / "proc/driver/nvidia/gpus").glob("*/information"):
+        with suppress(OSError):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                if line.startswith("Model:"):
+                    models.add(line.partition(":")[2].strip())
+    return sorted(models)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import grpc
@@ -15,6 +16,7 @@ from everstep.control.v1.trainers_pb2 import RegisterTrainerRequest, TrainerEnvi
 from everstep.control.v1.trainers_pb2_grpc import TrainerRegistryServiceStub
 from everstep.rpc.options import UNARY_DEADLINE_SECONDS, open_channel
 from everstep.rpc.status import error_from_call
+from trainer_service.provenance import gpu_models
 from trainer_service.settings import TrainerSettings
 from trainer_service.trainings import Trainings
 
@@ -28,15 +30,27 @@ RETRY_SECONDS = 1.0
 
 
 def environment(settings: TrainerSettings) -> TrainerEnvironment:
-    """What decides whether two trainers compute the same bytes."""
+    """What decides whether two trainers compute the same bytes, as far as it is seen from here."""
+    torch_version = importlib.metadata.version("torch")
     return TrainerEnvironment(
-        torch_version=importlib.metadata.version("torch"),
+        torch_version=torch_version,
         python_version=platform.python_version(),
-        device="cpu",
+        device=device(settings.device, torch_version, gpu_models()),
         cpu_model=_cpu_model(),
         threads=settings.training_threads(),
         everstep_version=__version__,
     )
+
+
+def device(asked: str, torch_version: str, gpus: Sequence[str]) -> str:
+    """What trainings will compute on, as in `cpu`, `cuda (NVIDIA H100 80GB HBM3)`.
+
+    The training process decides, and refuses a checkpoint of another device; this is for whoever
+    chooses a trainer.
+    """
+    if asked == "auto":
+        asked = "cuda" if gpus and "+cpu" not in torch_version else "cpu"
+    return f"cuda ({', '.join(gpus)})" if asked.startswith("cuda") and gpus else asked
 
 
 class Registration:

@@ -36,6 +36,8 @@ class TrainerSettings(BaseSettings):
     data_root: Path = Path("data")
     #: Packages whose `package.module:factory` a strategy may name, separated by commas.
     allowed_packages: Annotated[tuple[str, ...], NoDecode] = ()
+    #: Where trainings compute: cpu, cuda, cuda:N, or auto: CUDA where torch sees it, else the CPU.
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")
     #: Threads of one training; 0: all cores divided by the capacity.
     threads: int = Field(default=0, ge=0, le=1024)
     #: Processes kept ready with torch imported, so that a start does not wait for it.

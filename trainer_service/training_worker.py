@@ -212,6 +212,7 @@ class TrainingWorker:
             ),
             data_root=str(self._settings.data_root.absolute()),
             threads=self._request.strategy.training.threads or self._settings.training_threads(),
+            device=self._settings.device,
             stall_budget=self._settings.stall_budget,
             allowed_packages=self._settings.allowed_packages,
             **({} if restored is None else self._provenance(restored)),

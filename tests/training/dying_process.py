@@ -48,6 +48,7 @@ def _die() -> None:
 
 def _dying(call: Callable[..., Any], after: bool, count: int) -> Callable[..., Any]:
     calls = 0
+    copies = call is torch._foreach_copy_
 
     @functools.wraps(call)
     def die_at_last(*args: Any, **kwargs: Any) -> Any:
@@ -55,7 +56,7 @@ def _dying(call: Callable[..., Any], after: bool, count: int) -> Callable[..., A
         calls += 1
         if calls < count:
             return call(*args, **kwargs)
-        if call is torch._foreach_copy_:
+        if copies:
             # Half of the tensors are new, half are what the slot held before.
             targets, sources = args
             call(targets[: len(targets) // 2], sources[: len(sources) // 2])

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tests.training.scenarios import FEATURES, PLAIN, Examples, Noise, StatefulStream, Stream
+from trainer_service.generators import register_generator
 from trainer_service.strategies.data import LoadedData
 
 
@@ -97,3 +98,29 @@ def noisy(input_shape: tuple[int, ...], output_size: int) -> nn.Module:
 
 def falling(step: int) -> float:
     return 1 / (1 + 0.1 * step)
+
+
+class OnItsDevice(nn.Module):
+    """Noise from a generator of its own, on the device that it is trained on."""
+
+    def __init__(self, input_shape: tuple[int, ...], output_size: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(input_shape[0], output_size)
+        place = "cuda" if torch.cuda.is_initialized() else "cpu"
+        self.generator = torch.Generator(place).manual_seed(int(torch.randint(1000, ())))
+        register_generator("noise", self.generator)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(inputs.shape, generator=self.generator, device=inputs.device)
+        output: torch.Tensor = self.layer(inputs + 0.1 * noise)
+        return output
+
+
+def too_large(input_shape: tuple[int, ...], output_size: int) -> nn.Module:
+    """Asks for more memory than any device has, in its forward pass."""
+
+    class Greedy(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return super().forward(inputs) + torch.empty(1 << 44, device=inputs.device).sum()
+
+    return Greedy(input_shape[0], output_size)

@@ -13,6 +13,7 @@ from checkpoint_store.digests import canonical_json, parse_canonical_json, tenso
 from tests.training.mutations import NOTHING, Mutation
 from tests.training.scenarios import Scenario
 from trainer_service.child.batches import keeps_its_state
+from trainer_service.child.devices import CPU, Device
 from trainer_service.child.events import EpochCompleted, Event, Position
 from trainer_service.child.model_trainer import ModelTrainer
 from trainer_service.child.model_trainer_config import TrainingOutcome
@@ -32,7 +33,7 @@ class Snapshot:
     @classmethod
     def of(cls, trigger: str, context: TrainingResumeContext) -> Snapshot:
         copies = {
-            kind: {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            kind: {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
             for kind, tensors in context.tensors().items()
         }
         return cls(trigger, canonical_json(context.small_state()), copies)
@@ -103,7 +104,7 @@ class Run:
 
 def digest(tensor: torch.Tensor) -> str:
     """Of dtype, shape and bytes."""
-    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return tensor_digest("", str(tensor.dtype), tuple(tensor.shape), data)
 
 
@@ -112,6 +113,7 @@ class Laboratory:
     """Trains scenarios, with one thing wrong on purpose or none."""
 
     mutation: Mutation = NOTHING
+    device: Device = CPU
 
     def train(
         self, scenario: Scenario, *, initialisation: int = 1, examples: Any = None, **changes: Any
@@ -152,7 +154,7 @@ class Laboratory:
             for name, replacement in self.mutation.world.items():
                 patch.setattr(name, replacement)
             if context is not None:
-                fresh = _trainer(scenario, initialisation, changes, None).capture()
+                fresh = _trainer(scenario, self.device, initialisation, changes, None).capture()
                 context = self.mutation.context(context, fresh)
             train, validation = scenario.data()
             train = examples if examples is not None else train
@@ -160,6 +162,7 @@ class Laboratory:
             torch.manual_seed(initialisation * 7919)
             trainer = _trainer(
                 scenario,
+                self.device,
                 initialisation,
                 changes,
                 context,
@@ -176,12 +179,13 @@ class Laboratory:
 
 def _trainer(
     scenario: Scenario,
+    device: Device,
     initialisation: int,
     changes: dict[str, Any],
     context: TrainingResumeContext | None,
     **callbacks: Any,
 ) -> ModelTrainer:
-    model = scenario.model(initialisation)
+    model = scenario.model(initialisation).to(device.place)
     optimizer = scenario.optimizer(model.parameters())
     scheduler = None if scenario.scheduler is None else scenario.scheduler(optimizer)
     return ModelTrainer(
@@ -191,5 +195,6 @@ def _trainer(
         scheduler,
         scenario.config(**changes),
         resume_context=context,
+        device=device,
         **callbacks,
     )

@@ -214,7 +214,8 @@ class Noise(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         scale = self.python.random() + float(self.numpy.random())
-        return inputs + 0.1 * scale * torch.randn(inputs.shape, generator=self.torch)
+        noise = torch.randn(inputs.shape, generator=self.torch)
+        return inputs + 0.1 * scale * noise.to(inputs.device)
 
 
 class Freezing(nn.Module):

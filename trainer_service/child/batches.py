@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from everstep.errors import EverstepError, Reason
+from trainer_service.child.devices import CPU, Device
 from trainer_service.child.randomness import epoch_order, generator, reseed, weighted_order
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -89,6 +90,7 @@ class ExampleLoader:
         workers: Processes that load; 0: this one.
         weighted: Whether examples are drawn by their `sample_weights`, with replacement.
         dtype: Of inputs and targets that are floating-point numbers.
+        device: Where the batches are wanted.
     """
 
     def __init__(
@@ -100,12 +102,14 @@ class ExampleLoader:
         workers: int = 0,
         weighted: bool = False,
         dtype: torch.dtype = torch.float32,
+        device: Device = CPU,
     ) -> None:
         self._examples = examples
         self._seed = seed
         self._batch_size = batch_size
         self._weighted = weighted
         self._dtype = dtype
+        self._device = device
         #: What is asked for in the epoch that is under way; the loader reads it anew each time.
         self._requests: list[BatchRequest] = []
         self._loader: DataLoader[Batch] | None = None
@@ -117,7 +121,7 @@ class ExampleLoader:
         seed, size = self._seed, self._batch_size
         if self._loader is None:
             stream = _stream_batches(self._examples, seed, epoch, size, start)
-            return (_cast(batch, self._dtype) for batch in stream)
+            return (_received(batch, self._dtype, self._device) for batch in stream)
         if self._weighted:
             order = weighted_order(self._examples.sample_weights, seed, epoch).tolist()
         else:
@@ -126,7 +130,7 @@ class ExampleLoader:
             BatchRequest(epoch, first // size, first, tuple(order[first : first + size]))
             for first in range(start * size, len(order), size)
         ]
-        return (_cast(batch, self._dtype) for batch in self._loader)
+        return (_received(batch, self._dtype, self._device) for batch in self._loader)
 
     def _open(self, workers: int) -> DataLoader[Batch]:
         context = None
@@ -149,12 +153,13 @@ class ExampleLoader:
 
 
 def evaluation_batches(
-    examples: Any, batch_size: int, dtype: torch.dtype = torch.float32
+    examples: Any, batch_size: int, dtype: torch.dtype = torch.float32, device: Device = CPU
 ) -> Iterator[Batch]:
     """All examples in their own order; as `ExampleLoader`."""
     for first in range(0, len(examples), batch_size):
         last = min(first + batch_size, len(examples))
-        yield _cast(_stacked(examples[index] for index in range(first, last)), dtype)
+        batch = _stacked(examples[index] for index in range(first, last))
+        yield _received(batch, dtype, device)
 
 
 def _stream_batches(
@@ -190,9 +195,9 @@ def _stacked(examples: Any) -> Batch:
     )
 
 
-def _cast(batch: Batch, dtype: torch.dtype) -> Batch:
+def _received(batch: Batch, dtype: torch.dtype, device: Device) -> Batch:
     inputs, targets = (part.to(dtype) if part.is_floating_point() else part for part in batch)
-    return inputs, targets
+    return device.received(inputs), device.received(targets)
 
 
 def _end_with(process_id: int, _worker: int) -> None:

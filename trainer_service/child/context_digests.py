@@ -36,5 +36,5 @@ def _digest(named: tuple[str, str, torch.Tensor]) -> tuple[str, str, str]:
 def _bytes(tensor: torch.Tensor) -> memoryview:
     if not tensor.numel():
         return memoryview(b"")
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return flat.numpy().data

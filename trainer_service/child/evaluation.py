@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from trainer_service.child.batches import evaluation_batches
+from trainer_service.child.devices import CPU, Device
 from trainer_service.child.module_modes import evaluation_mode
 from trainer_service.child.randomness import reseed
 
@@ -36,6 +37,7 @@ def evaluate(
     between_batches: Callable[[], None],
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     dtype: torch.dtype = torch.float32,
+    device: Device = CPU,
 ) -> dict[str, float]:
     """The mean loss, and accuracy or mean absolute error and R².
 
@@ -46,11 +48,12 @@ def evaluate(
         between_batches: Called after each batch; may raise to end the evaluation.
         autocast: Around every forward pass.
         dtype: Of inputs and targets that are floating-point numbers.
+        device: Where the model is.
     """
     reseed(seed, "evaluation", prefix, epoch)
     sums = _RegressionSums() if task == "regression" else _ClassificationSums()
     with evaluation_mode(model):
-        for inputs, targets in evaluation_batches(examples, batch_size, dtype):
+        for inputs, targets in evaluation_batches(examples, batch_size, dtype, device):
             with autocast():
                 outputs = model(inputs)
                 value = float(loss(outputs, targets))
@@ -88,10 +91,14 @@ class _RegressionSums:
         wanted = targets.double()
         difference = outputs.double() - wanted
         self._loss += loss * len(targets)
-        self._absolute += float(difference.abs().sum())
-        self._squared += float(difference.square().sum())
-        self._total += float(wanted.sum())
-        self._total_squared += float(wanted.square().sum())
+        # Together: another device is waited for once.
+        absolute, squared, total, total_squared = torch.stack(
+            [difference.abs().sum(), difference.square().sum(), wanted.sum(), wanted.square().sum()]
+        ).tolist()
+        self._absolute += absolute
+        self._squared += squared
+        self._total += total
+        self._total_squared += total_squared
         self._count += len(targets)
         self._values += targets.numel()
 

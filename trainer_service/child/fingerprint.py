@@ -13,6 +13,7 @@ import torch
 from everstep import __version__
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.strategy_pb2 import SchedulerDeclaration, TrainingStrategy
+from trainer_service.child.devices import CPU, Device
 from trainer_service.child.randomness import RANDOM_SCHEME
 from trainer_service.provenance import cpu_model, everstep_code, own_code
 from trainer_service.strategies.arguments import is_own, plain_arguments
@@ -22,8 +23,8 @@ _FREE = frozenset({"everstep"})
 _VARIABLES = ("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "OMP_", "KMP_")
 
 
-def fingerprint(strategy: TrainingStrategy) -> dict[str, str]:
-    """This process's environment, once its threads and its determinism are set."""
+def fingerprint(strategy: TrainingStrategy, device: Device = CPU) -> dict[str, str]:
+    """This process's environment, once its threads, determinism and device are set."""
     return {
         "everstep": __version__,
         "everstep_code": everstep_code(),
@@ -35,7 +36,7 @@ def fingerprint(strategy: TrainingStrategy) -> dict[str, str]:
         ).hexdigest(),
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "device": "cpu",
+        **device.fingerprint(),
         "cpu_model": cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "mkldnn": str(torch.backends.mkldnn.enabled).lower(),

@@ -7,13 +7,13 @@ from typing import Final
 
 import torch
 
-#: What a RuntimeError says then: torch's allocator on the CPU, C++, and the CUDA libraries.
-_TEXTS: Final = (
-    "DefaultCPUAllocator: ",
-    "std::bad_alloc",
+#: What a RuntimeError says then: the CUDA libraries; torch's allocator on the CPU, and C++.
+_CUDA_TEXTS: Final = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
 )
+_TEXTS: Final = (*_CUDA_TEXTS, "DefaultCPUAllocator: ", "std::bad_alloc")
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -27,3 +27,16 @@ def is_out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def memory_wanted(error: BaseException, device: str) -> str:
+    """What an error for want of memory is said to be: a device's memory has its name."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    of_device = isinstance(error, torch.OutOfMemoryError) or any(
+        name in str(error) for name in _CUDA_TEXTS
+    )
+    where, larger = (f" on {device}", "device") if of_device else ("", "machine")
+    return (
+        f"there is no memory for the training{where} ({text}); use a larger {larger}, a smaller "
+        "batch, or fewer trainings at a time"
+    )

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from everstep.errors import EverstepError, Reason
 from trainer_service.child.batches import Batch, ExampleLoader, batch_count
 from trainer_service.child.cadence import SnapshotCadence
+from trainer_service.child.devices import CPU, Device
 from trainer_service.child.early_stopping import EarlyStopping
 from trainer_service.child.evaluation import evaluate
 from trainer_service.child.events import (
@@ -68,6 +69,7 @@ class ModelTrainer:
         state_built: Called before the first step with the bytes that a snapshot will take, and
             those of them that steps may change.
         stream: The examples, where they keep their own position (`state_dict`).
+        device: Where the model is, and the batches are wanted.
     """
 
     def __init__(
@@ -83,19 +85,22 @@ class ModelTrainer:
         resume_context: TrainingResumeContext | None = None,
         state_built: Callable[[int, int], None] | None = None,
         stream: Any = None,
+        device: Device = CPU,
     ) -> None:
         self.loss = loss
         self.config = config
+        self.device = device
         self.resume_context = resume_context
         self.state = TrainingState(
             model=model,
             optimizer=optimizer,
             scheduler=scheduler,
-            scaler=gradient_scaler(config.precision),
+            scaler=gradient_scaler(config.precision, device.place),
             average=moving_average(model, config.ema_decay),
             best=BestEpoch(config.monitor),
             early_stopping=EarlyStopping(config.monitor, config.patience, config.min_delta),
             stream=stream,
+            place=device.place,
         )
         self.optimization = Optimization(
             self.state,
@@ -152,6 +157,7 @@ class ModelTrainer:
             workers=config.workers,
             weighted=config.weighted,
             dtype=weights_type(config.precision),
+            device=self.device,
         )
         self._state_built(*snapshot_bytes(state, self.position().total_steps))
         self._began, self._first_step = time.monotonic(), state.step
@@ -169,8 +175,10 @@ class ModelTrainer:
         except RollbackWanted:
             raise
         except Exception as error:
-            # Without memory a new process goes on from the newest snapshot.
-            if self._whole and not is_out_of_memory(error):
+            # Without memory a new process goes on from the newest snapshot; after an error of its
+            # own a device gives nothing back.
+            lost = is_out_of_memory(error) or isinstance(error, torch.AcceleratorError)
+            if self._whole and not lost:
                 self._checkpoint_callback("FAILURE", self.capture)
             raise
         self._checkpoint_callback("FINAL", self.capture)
@@ -300,6 +308,7 @@ class ModelTrainer:
                 between_batches=self._stop_if_asked,
                 autocast=self.optimization.autocast,
                 dtype=weights_type(config.precision),
+                device=self.device,
             )
         except TrainingStopped:
             restore_generators(generators)

@@ -39,11 +39,18 @@ def restore_modes(model: nn.Module, modes: Mapping[str, Any]) -> None:
             tensor.data = tensor.data.contiguous(memory_format=wanted)
 
 
-def like_in_memory(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """The tensor, laid out in memory as a parameter of its shape is."""
+def like_in_memory(
+    tensor: torch.Tensor, parameter: torch.Tensor, shared: bool = False
+) -> torch.Tensor:
+    """The tensor, laid out in memory as a parameter of its shape is.
+
+    Args:
+        shared: Whether its memory is not its own: it is then copied in any case, and once.
+    """
     if tensor.shape != parameter.shape or tensor.stride() == parameter.stride():
-        return tensor
-    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+        return tensor.clone() if shared else tensor
+    like = torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device)
+    return like.copy_(tensor)
 
 
 @contextmanager

@@ -25,9 +25,9 @@ def weights_type(precision: str) -> torch.dtype:
     return _TYPES.get(precision, torch.float32)
 
 
-def gradient_scaler(precision: str) -> torch.amp.GradScaler | None:
+def gradient_scaler(precision: str, place: torch.device) -> torch.amp.GradScaler | None:
     """What keeps small gradients of a precision from vanishing; None where none can."""
-    return torch.amp.GradScaler("cpu") if precision == "fp16-mixed" else None
+    return torch.amp.GradScaler(place.type) if precision == "fp16-mixed" else None
 
 
 def moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
@@ -72,7 +72,7 @@ class Optimization:
     def autocast(self) -> AbstractContextManager[Any]:
         """Around every forward pass."""
         return torch.autocast(
-            "cpu",
+            self._state.place.type,
             dtype=self._autocast_type or torch.bfloat16,
             enabled=self._autocast_type is not None,
         )

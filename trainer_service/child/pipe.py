@@ -63,6 +63,8 @@ class Train:
     threads: int
     #: Packages whose `package.module:factory` a strategy may name.
     allowed_packages: tuple[str, ...]
+    #: Where it is trained: cpu, cuda, cuda:N, or auto.
+    device: str = "cpu"
     #: The snapshot to go on from.
     resume: SlotContent | None = None
     #: Slots that the trainer reads: on their way to the store.

@@ -44,11 +44,23 @@ def weighted_order(weights: torch.Tensor, seed: int, epoch: int) -> torch.Tensor
     return torch.searchsorted(ends, draws * ends[-1], right=True).clamp_(max=len(weights) - 1)
 
 
+#: Global generators beside the CPU's: of a device that this process trains on.
+_of_devices: list[torch.Generator] = []
+
+
+def seed_too(generator: torch.Generator) -> None:
+    """Makes a device's global generator one that `reseed` seeds, in this process."""
+    if not any(known is generator for known in _of_devices):
+        _of_devices.append(generator)
+
+
 def reseed(*parts: str | int) -> None:
     """Seeds the global generators of torch, numpy and Python from counters."""
     number = key(*parts)
     # torch.manual_seed would seed devices, too: it notes a traceback each time where there is none.
     torch.default_generator.manual_seed(number)
+    for of_device in _of_devices:
+        of_device.manual_seed(number)
     np.random.seed(number & 0xFFFFFFFF)
     random.seed(number)
 

@@ -12,6 +12,7 @@ import torch
 
 from checkpoint_store.safetensors_layout import GroupLayout, TensorSpec, parse_header, plan_group
 from everstep.errors import EverstepError, Reason
+from trainer_service.child.devices import CPU, Device
 from trainer_service.child.pipe import SlotBlob, SlotContent
 from trainer_service.shared_memory import allocate
 
@@ -55,10 +56,15 @@ class SnapshotMemory:
     A slot is mapped once, with all its pages: the first snapshot costs what the later ones do.
     Headers and views are made once for the same names, types and shapes; after that a snapshot is
     a copy.
+
+    Args:
+        descriptors: Of the slots.
+        device: Whose tensors are written.
     """
 
-    def __init__(self, descriptors: Sequence[int]) -> None:
+    def __init__(self, descriptors: Sequence[int], device: Device = CPU) -> None:
         self._descriptors = descriptors
+        self._device = device
         self._mappings: dict[int, mmap.mmap] = {}
         self._written: dict[int, list[_WrittenGroup]] = {}
 
@@ -77,8 +83,13 @@ class SnapshotMemory:
             for name, target in group.targets:
                 targets.append(target)
                 sources.append(tensors[name].detach())
-        torch._foreach_copy_(targets, sources)
+        self._device.copy_out(targets, sources)
         return tuple(blob for group in written for blob in group.blobs)
+
+    def close(self) -> None:
+        """After the last snapshot; what is in the slots stays there."""
+        for mapping in self._mappings.values():
+            self._device.unpin(mapping)
 
     def read(self, content: SlotContent) -> dict[str, dict[str, torch.Tensor]]:
         """A snapshot's tensors by kind and name, as views of the slot."""
@@ -141,6 +152,9 @@ class SnapshotMemory:
         mapping = mmap.mmap(descriptor, length)
         # A write makes a page, this one changes nothing, and torch writes with all of its threads.
         torch.frombuffer(mapping, dtype=torch.uint8)[:: mmap.PAGESIZE].add_(0)
+        if slot in self._mappings:
+            self._device.unpin(self._mappings[slot])
+        self._device.pin(mapping)
         self._mappings[slot] = mapping
         self._written.pop(slot, None)
         return mapping

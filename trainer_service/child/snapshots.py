@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from trainer_service.child.devices import CPU, Device
 from trainer_service.child.pipe import (
     MEMORY,
     ChildPipe,
@@ -40,6 +41,7 @@ class Snapshots:
         descriptors: Of the slots.
         describe: The fields of `SnapshotTaken` that this class does not know.
         delayed: Called when a checkpoint that fell due is replaced before it was handed over.
+        device: Where the state is.
     """
 
     def __init__(
@@ -49,11 +51,12 @@ class Snapshots:
         descriptors: tuple[int, ...],
         describe: Callable[[TrainingResumeContext], Mapping[str, Any]],
         delayed: Delayed,
+        device: Device = CPU,
     ) -> None:
         self._pipe = pipe
         self._describe = describe
         self._delayed = delayed
-        self._memory = SnapshotMemory(descriptors)
+        self._memory = SnapshotMemory(descriptors, device)
         self._length = 0
         self._ready = threading.Event()
         #: Guards what follows: the thread that hears the trainer releases slots.
@@ -117,6 +120,10 @@ class Snapshots:
     def read(self, content: SlotContent) -> Mapping[str, Mapping[str, Any]]:
         """A snapshot's tensors by kind and name, as views of the slot."""
         return self._memory.read(content)
+
+    def close(self) -> None:
+        """After the last snapshot."""
+        self._memory.close()
 
     def _begin(self, trigger: str, step: int) -> tuple[int, str]:
         """The slot to write, told to the trainer, and the trigger that the snapshot has then."""

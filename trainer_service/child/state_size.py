@@ -64,7 +64,8 @@ def _without_memory(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
             twin = torch.nn.Parameter(empty, parameter.requires_grad)
             twin.grad = torch.empty_like(empty) if parameter.requires_grad else None
             parameters.append(twin)
-        groups.append({**values, "params": parameters, "fused": False, "foreach": False})
+        plain = {"fused": False, "foreach": False, "capturable": False}
+        groups.append({**values, **plain, "params": parameters})
     twin_optimizer = type(optimizer).__new__(type(optimizer))
     torch.optim.Optimizer.__init__(twin_optimizer, groups, dict(optimizer.defaults))
     return twin_optimizer

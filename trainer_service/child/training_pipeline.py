@@ -17,6 +17,7 @@ from everstep.strategy import strategy_content
 from everstep.training.v1.strategy_pb2 import TrainingStrategy
 from trainer_service.child.batches import keeps_its_state
 from trainer_service.child.cadence import CheckpointPolicy
+from trainer_service.child.devices import CPU, Device
 from trainer_service.child.evaluation import METRICS, evaluate
 from trainer_service.child.events import CancellationToken, PhaseChanged, ProgressCallback
 from trainer_service.child.model_trainer import CheckpointCallback, ModelTrainer
@@ -40,6 +41,8 @@ class PipelineSettings:
     allowed_packages: tuple[str, ...] = ()
     #: The share of the time that snapshots for memory alone may take; 0: none are taken.
     stall_budget: float = 0.0
+    #: Started.
+    device: Device = CPU
 
 
 class TrainingPipeline:
@@ -109,9 +112,10 @@ class TrainingPipeline:
         self._data_loaded(data)
         epochs = int(overrides.get("epochs", training.epochs))
         reseed(strategy.seed, "model")
+        # Initialised on the CPU: the first weights are the same on every device.
         model = build_model(
             strategy.model, data.input_shape, data.output_size, self._settings.allowed_packages
-        ).to(weights_type(training.precision))
+        ).to(self._settings.device.place, weights_type(training.precision))
         optimizer = build_optimizer(strategy.optimizer, model.parameters())
         batches = -(-len(data.train) // training.batch_size)
         scheduler = build_scheduler(
@@ -150,9 +154,8 @@ class TrainingPipeline:
             request=strategy_content(strategy),
             overrides=overrides,
         )
-        return self.train_model(
-            model, build_loss(strategy.loss), optimizer, scheduler, data, config, resume_context
-        )
+        loss = build_loss(strategy.loss).to(self._settings.device.place)
+        return self.train_model(model, loss, optimizer, scheduler, data, config, resume_context)
 
     def train_model(
         self,
@@ -177,6 +180,7 @@ class TrainingPipeline:
             resume_context=resume_context,
             state_built=self._state_built,
             stream=data.train if keeps_its_state(data.train) else None,
+            device=self._settings.device,
         )
         outcome = trainer.train(data.train, data.validation)
         metrics = dict(outcome.history[-1].metrics) if outcome.history else {}
@@ -214,6 +218,7 @@ class TrainingPipeline:
             between_batches=lambda: None,
             autocast=trainer.optimization.autocast,
             dtype=weights_type(config.precision),
+            device=trainer.device,
         )
 
 

@@ -23,6 +23,7 @@ from trainer_service.child.acceptance import (
     accept_overrides,
 )
 from trainer_service.child.context_digests import context_digests
+from trainer_service.child.devices import choose_device
 from trainer_service.child.events import (
     CancellationToken,
     CheckpointDelayed,
@@ -34,7 +35,7 @@ from trainer_service.child.events import (
     TrainingStopped,
 )
 from trainer_service.child.fingerprint import fingerprint
-from trainer_service.child.memory_errors import is_out_of_memory
+from trainer_service.child.memory_errors import is_out_of_memory, memory_wanted
 from trainer_service.child.pipe import (
     OUT_OF_MEMORY_EXIT,
     Accepted,
@@ -80,10 +81,13 @@ class TrainingProcess:
         self._monitor = ""
         self._data_accepted = False
         self._lineage = [LineageEvent.from_json(event) for event in train.lineage]
+        self._device = choose_device(train.device)
         self._settings = PipelineSettings(
-            Path(train.data_root), train.allowed_packages, train.stall_budget
+            Path(train.data_root), train.allowed_packages, train.stall_budget, self._device
         )
-        self._snapshots = Snapshots(pipe, train, slots, self._described, self._delayed)
+        self._snapshots = Snapshots(
+            pipe, train, slots, self._described, self._delayed, self._device
+        )
         self._strategy = TrainingStrategy()
         json_format.ParseDict(train.strategy, self._strategy)
 
@@ -100,14 +104,17 @@ class TrainingProcess:
             self._pipe.send(Failed(error.reason.value, error.message, violations))
         except Exception as error:
             try:
-                self._pipe.send(_failed(error))
+                self._pipe.send(_failed(error, self._device.description))
             except MemoryError:
                 os._exit(OUT_OF_MEMORY_EXIT)
+        finally:
+            self._snapshots.close()
 
     def _outcome(self) -> Finished:
         prepare_threads(self._train.threads)
         torch.use_deterministic_algorithms(self._strategy.training.deterministic)
-        self._fingerprint = fingerprint(self._strategy)
+        self._device.start()
+        self._fingerprint = fingerprint(self._strategy, self._device)
         context = self._context(self._train.resume)
         if context is not None:
             self._pipe.send(Restored(context_digests(context), context.step))
@@ -251,14 +258,10 @@ class TrainingProcess:
                     self._snapshots.released(slot)
 
 
-def _failed(error: Exception) -> Failed:
+def _failed(error: Exception, device: str) -> Failed:
     """The last word of a training that raised an error."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
     detail = traceback.format_exc(limit=-20)
     if is_out_of_memory(error):
-        message = (
-            f"there is no memory for the training ({text}); use a larger machine, a smaller batch, "
-            "or fewer trainings at a time"
-        )
-        return Failed(Reason.OUT_OF_MEMORY.value, message, detail=detail)
+        return Failed(Reason.OUT_OF_MEMORY.value, memory_wanted(error, device), detail=detail)
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
     return Failed(Reason.TRAINING_FAILED.value, f"the training raised {text}", detail=detail)

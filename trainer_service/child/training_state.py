@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
+from trainer_service.child.devices import CPU
 from trainer_service.child.early_stopping import EarlyStopping
 from trainer_service.child.history import BestEpoch, EpochRecord
 from trainer_service.child.module_modes import like_in_memory, module_modes, restore_modes
@@ -38,6 +39,8 @@ class TrainingState:
     early_stopping: EarlyStopping
     #: The examples, where they are a stream that keeps its own position.
     stream: Any = None
+    #: Where the model is.
+    place: torch.device = CPU.place
     epoch: int = 0
     #: Batches of the epoch that are done.
     batch: int = 0
@@ -136,7 +139,8 @@ class TrainingState:
         self.best.value, self.best.epoch = context.best_val_loss, context.best_epoch
         if context.best_model_weights is not None:
             self.best.weights = {
-                name: tensor.detach().clone() for name, tensor in context.best_model_weights.items()
+                name: tensor.detach().to(self.place, copy=True)
+                for name, tensor in context.best_model_weights.items()
             }
         self.early_stopping.best_value = context.early_stopping_best
         self.early_stopping.epochs_without_improvement = context.epochs_without_improvement
@@ -158,11 +162,17 @@ class TrainingState:
             self.average.load_state_dict(dict(context.average_weights))
 
     def _restore_optimizer(self, context: TrainingResumeContext) -> None:
-        self.optimizer.load_state_dict(copy.deepcopy(dict(context.optimizer_state)))
+        self.optimizer.load_state_dict(dict(context.optimizer_state))
+        # What comes to another device is a copy by that; the rest is the context's own still.
+        shared = {
+            id(value)
+            for values in context.optimizer_state["state"].values()
+            for value in values.values()
+        }
         for parameter, values in self.optimizer.state.items():
             for name, value in values.items():
                 if isinstance(value, torch.Tensor):
-                    values[name] = like_in_memory(value, parameter)
+                    values[name] = like_in_memory(value, parameter, id(value) in shared)
         if self.scheduler is not None and context.scheduler_state is not None:
             self.scheduler.load_state_dict(copy.deepcopy(dict(context.scheduler_state)))
             # Torch warns of schedulers that advance before their optimizer has: this one has.

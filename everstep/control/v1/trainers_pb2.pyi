@@ -34,6 +34,7 @@ class TrainerEnvironment(_message.Message):
     torch_version: _builtins.str
     python_version: _builtins.str
     device: _builtins.str
+    """As in `cpu`, `cuda (NVIDIA H100 80GB HBM3)`."""
     cpu_model: _builtins.str
     threads: _builtins.int
     everstep_version: _builtins.str
