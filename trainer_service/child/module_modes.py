@@ -39,18 +39,26 @@ def restore_modes(model: nn.Module, modes: Mapping[str, Any]) -> None:
             tensor.data = tensor.data.contiguous(memory_format=wanted)
 
 
-def like_in_memory(
-    tensor: torch.Tensor, parameter: torch.Tensor, shared: bool = False
+def memory_for(
+    tensor: torch.Tensor, parameter: torch.Tensor, there: torch.Tensor | None
 ) -> torch.Tensor:
-    """The tensor, laid out in memory as a parameter of its shape is.
+    """Where a tensor of a parameter's state may be copied to, laid out as the parameter is.
 
     Args:
-        shared: Whether its memory is not its own: it is then copied in any case, and once.
+        there: What stands in its place; memory that is there costs no page faults.
     """
-    if tensor.shape != parameter.shape or tensor.stride() == parameter.stride():
-        return tensor.clone() if shared else tensor
-    like = torch.empty_like(parameter, dtype=tensor.dtype, device=tensor.device)
-    return like.copy_(tensor)
+    like = parameter if tensor.shape == parameter.shape else tensor
+    wanted = torch.empty_like(like, dtype=tensor.dtype, device="meta")
+    if there is not None and (there.shape, there.stride(), there.dtype, there.device) == (
+        wanted.shape,
+        wanted.stride(),
+        tensor.dtype,
+        tensor.device,
+    ):
+        return there
+    return torch.empty_strided(
+        wanted.shape, wanted.stride(), dtype=tensor.dtype, device=tensor.device
+    )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from trainer_service.child.devices import CPU
 from trainer_service.child.early_stopping import EarlyStopping
 from trainer_service.child.history import BestEpoch, EpochRecord
-from trainer_service.child.module_modes import like_in_memory, module_modes, restore_modes
+from trainer_service.child.module_modes import memory_for, module_modes, restore_modes
 from trainer_service.child.resume_context import TrainingResumeContext
 from trainer_service.child.trace import StepTrace
 from trainer_service.generators import (
@@ -162,6 +162,7 @@ class TrainingState:
             self.average.load_state_dict(dict(context.average_weights))
 
     def _restore_optimizer(self, context: TrainingResumeContext) -> None:
+        before = {parameter: dict(values) for parameter, values in self.optimizer.state.items()}
         self.optimizer.load_state_dict(dict(context.optimizer_state))
         # What comes to another device is a copy by that; the rest is the context's own still.
         shared = {
@@ -169,10 +170,20 @@ class TrainingState:
             for values in context.optimizer_state["state"].values()
             for value in values.values()
         }
+        targets: list[torch.Tensor] = []
+        sources: list[torch.Tensor] = []
         for parameter, values in self.optimizer.state.items():
             for name, value in values.items():
-                if isinstance(value, torch.Tensor):
-                    values[name] = like_in_memory(value, parameter, id(value) in shared)
+                if not isinstance(value, torch.Tensor):
+                    continue
+                there = before.get(parameter, {}).get(name) if id(value) in shared else value
+                target = memory_for(value, parameter, there)
+                if target is not value:
+                    targets.append(target)
+                    sources.append(value)
+                    values[name] = target
+        if targets:
+            torch._foreach_copy_(targets, sources)
         if self.scheduler is not None and context.scheduler_state is not None:
             self.scheduler.load_state_dict(copy.deepcopy(dict(context.scheduler_state)))
             # Torch warns of schedulers that advance before their optimizer has: this one has.
