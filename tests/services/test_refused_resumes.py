@@ -92,6 +92,15 @@ def test_other_threads_strategy_data_or_length_are_refused(
     assert "threads: 1 -> 2" in threads.message
 
 
+def test_a_device_that_is_not_there_is_refused(make_trainer: MakeTrainer, connect: Connect) -> None:
+    stub = TrainerServiceStub(connect(make_trainer(EVERSTEP_DEVICE="cuda:99").start()))
+    messages = list(stub.StartTraining(trainer_pb2.StartTrainingRequest(strategy=digits())))
+    error = messages[-1].failed.error
+    assert error.reason == "ENVIRONMENT_MISMATCH"
+    assert "set EVERSTEP_DEVICE" in error.message
+    assert not error.restartable
+
+
 def test_a_damaged_checkpoint_is_refused_and_named(
     make_trainer: MakeTrainer, connect: Connect, folder: Path
 ) -> None:
