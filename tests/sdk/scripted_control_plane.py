@@ -22,7 +22,7 @@ from everstep.control.v1.operations_pb2 import (
     WatchOperationRequest,
     WatchOperationResponse,
 )
-from everstep.errors import EverstepError
+from everstep.errors import EverstepError, Reason
 from everstep.rpc.status import status_of_error
 from everstep.training.v1.progress_pb2 import TrainingProgress, Warning
 
@@ -32,6 +32,10 @@ class Silence(Enum):
 
     FOR_EVER = auto()
 
+
+#: A client hears a silent stream no longer than this.
+PATIENCE_SECONDS = 10.0
+HEARD_FOR_TOO_LONG = EverstepError(Reason.INTERNAL, "nobody ended a silent stream")
 
 Step = WatchOperationResponse | EverstepError | Silence
 Context = grpc.ServicerContext
@@ -78,7 +82,8 @@ class ScriptedControlPlane(operations_pb2_grpc.OperationServiceServicer):
             if isinstance(step, EverstepError):
                 context.abort_with_status(status_of_error(step))
             elif isinstance(step, Silence):
-                ended.wait()
+                if not ended.wait(PATIENCE_SECONDS):
+                    context.abort_with_status(status_of_error(HEARD_FOR_TOO_LONG))
             else:
                 yield step
 

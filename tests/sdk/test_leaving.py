@@ -59,7 +59,7 @@ async def test_break_ends_the_stream_of_asyncio(control_plane: ScriptedControlPl
 
 
 async def test_a_cancelled_task_ends_the_stream(control_plane: ScriptedControlPlane) -> None:
-    control_plane.scripts += [WAITS, WAITS]
+    control_plane.scripts += [WAITS, WAITS, [events(4)]]
     async with AsyncClient(control_plane.address) as client:
         handle = client.operation("op-1")
         with pytest.raises(TimeoutError):
@@ -81,6 +81,7 @@ async def test_a_cancelled_task_ends_the_stream(control_plane: ScriptedControlPl
         with pytest.raises(asyncio.CancelledError):
             await task
         await asyncio.to_thread(assert_nothing_is_open, control_plane)
+        assert (await anext(stream)).sequence == 4
 
 
 def test_ctrl_c_ends_the_stream_and_loses_nothing(control_plane: ScriptedControlPlane) -> None:
