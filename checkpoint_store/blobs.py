@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,6 +62,9 @@ class BlobStore(ABC):
     be reached, STORE_ACCESS_DENIED, STORE_MISCONFIGURED, and INVALID_REQUEST for a bad key.
     """
 
+    def __init__(self) -> None:
+        self._given_up = threading.Event()
+
     @property
     @abstractmethod
     def url(self) -> str:
@@ -70,9 +74,21 @@ class BlobStore(ABC):
     def check(self) -> None:
         """Sees that the store answers and accepts the credentials; makes a missing bucket."""
 
-    @abstractmethod
     def give_up(self) -> None:
-        """Calls that are tried again, now or later, end with their next failure."""
+        """Calls that are tried again, now or later, end with their next failure; pauses end."""
+        self._given_up.set()
+
+    def pause(self, seconds: float) -> None:
+        """Waits between two looks at the store.
+
+        Raises:
+            EverstepError: STORE_UNAVAILABLE, at once when the store is given up.
+        """
+        if self._given_up.wait(seconds):
+            raise EverstepError(
+                Reason.STORE_UNAVAILABLE,
+                f"waiting for {self.url} was given up; try again",
+            )
 
     @abstractmethod
     def free_bytes(self) -> int | None:
@@ -208,6 +224,7 @@ class LocalBlobStore(BlobStore):
     """
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self._folder = folder.resolve()
         self._incoming = self._folder / ".incoming"
 
@@ -221,9 +238,6 @@ class LocalBlobStore(BlobStore):
             probe = self._incoming / f"check-{secrets.token_hex(8)}"
             probe.write_bytes(b"")
             probe.unlink()
-
-    def give_up(self) -> None:
-        """Nothing is tried again here."""
 
     def free_bytes(self) -> int | None:
         with self._reported():

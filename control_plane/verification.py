@@ -14,6 +14,7 @@ from checkpoint_store.checkpoints import read_manifest
 from checkpoint_store.digests import blob_key
 from checkpoint_store.manifest_reading import corrupt_blob
 from checkpoint_store.verification import blob_fault
+from control_plane.caller import Caller
 from control_plane.checkpoint_records import known_checkpoint
 from control_plane.database import checkpoints
 from control_plane.database.checkpoints import CheckpointRecord
@@ -33,13 +34,12 @@ class _Reading:
 
     blobs: int = 0
     bytes: int = 0
-    stopped: bool = False
+    caller: Caller = field(default_factory=Caller)
     #: What is wrong with each blob that was read, by digest.
     faults: dict[str, str | None] = field(default_factory=dict)
 
     def count(self, read: int) -> None:
-        if self.stopped:
-            raise EverstepError(Reason.CALL_CANCELLED, "the caller has gone; verify again")
+        self.caller.check()
         self.bytes += read
 
 
@@ -68,7 +68,7 @@ class Verification:
                     raise
                 raise await self._with_offer(record, error, reading) from None
         finally:
-            reading.stopped = True
+            reading.caller.gone = True
 
     async def verify_all(
         self, operation_id: str
@@ -100,7 +100,7 @@ class Verification:
                 yield done
         finally:
             # The thread ends with the piece that it reads.
-            reading.stopped = True
+            reading.caller.gone = True
             if verifying is not None:
                 verifying.cancel()
 
