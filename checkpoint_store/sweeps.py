@@ -13,16 +13,13 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from datetime import datetime
 from types import TracebackType
 from typing import Final
 
 from checkpoint_store.blobs import BlobInfo, BlobStore
-from everstep.errors import EverstepError, Reason
+from checkpoint_store.store_clock import age_at, store_time
 
 SWEEPS: Final = "sweeps/"
-#: An object that is put to learn the store's time.
-CLOCK: Final = "clock"
 #: A new announcement takes the place of one this old, so that nobody waits for a whole collection.
 RENEWED_SECONDS: Final = 2.0
 #: No removal begins under an announcement older than this.
@@ -110,20 +107,3 @@ def remove_stale_sweeps(store: BlobStore) -> None:
     for info in announced:
         if now is not None and age_at(now, info) > STALE_SECONDS:
             store.delete(info.key)
-
-
-def store_time(store: BlobStore) -> datetime:
-    """What the store's clock says, to the second."""
-    store.put(CLOCK, b"")
-    info = store.stat(CLOCK)
-    if info is None:
-        raise EverstepError(
-            Reason.STORE_MISCONFIGURED,
-            f"{store.url} does not show what was put a moment ago; check the store",
-        )
-    return info.modified
-
-
-def age_at(now: datetime, info: BlobInfo) -> float:
-    """Seconds since an object was put; both by the store's clock."""
-    return (now - info.modified).total_seconds()

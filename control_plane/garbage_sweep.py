@@ -7,6 +7,7 @@ from datetime import datetime
 
 from checkpoint_store.blobs import BlobInfo, BlobStore, UnfinishedUpload
 from checkpoint_store.digests import blob_key
+from checkpoint_store.long_uploads import remove_old_announcements, spared_since
 from checkpoint_store.sweeps import AnnouncedSweep, remove_stale_sweeps
 from control_plane import store_contents
 from control_plane.caller import Caller
@@ -29,7 +30,7 @@ class GarbageSweep:
 
     Args:
         store: Its calls must not be tried again for longer than `sweeps.RETRY_SECONDS`.
-        oldest: What was put since is spared.
+        oldest: What was put since is spared; and more, while an upload takes long.
         removed: Keys, and prefixes that end with a slash, of manifests that are to be removed.
         dry_run: Nothing is removed.
         caller: When it goes, the sweep ends.
@@ -58,6 +59,10 @@ class GarbageSweep:
         """
         if not self._dry_run:
             remove_stale_sweeps(self._store)
+            remove_old_announcements(self._store)
+        spared = spared_since(self._store)
+        if spared is not None:
+            self._oldest = min(self._oldest, spared)
         stored = []
         for info in self._store.list(store_contents.BLOBS):
             self._caller.check()

@@ -142,7 +142,7 @@ def test_no_order_of_calls_loses_a_blob_that_a_commit_brought_again(
     content = bytes(state.memory)
     key = blob_key(blob_digest(content))
     swept = brought = 0
-    for number, schedule in enumerate(schedules(commits=6, collections=8, switches=5)):
+    for number, schedule in enumerate(schedules(commits=6, collections=9, switches=5)):
         folder = tmp_path / str(number)
         store = LocalBlobStore(folder)
         store.check()

@@ -15,6 +15,7 @@ import pytest
 
 from checkpoint_store import sweeps
 from checkpoint_store.blobs import BlobInfo, BlobStore, LocalBlobStore
+from checkpoint_store.store_clock import CLOCK, age_at, store_time
 from checkpoint_store.sweeps import (
     RENEWED_SECONDS,
     STALE_SECONDS,
@@ -235,10 +236,10 @@ def test_every_store_has_a_time(store: BlobStore) -> None:
     store.put(BLOB, b"x")
     info = store.stat(BLOB)
     assert info is not None
-    assert -1 <= sweeps.age_at(sweeps.store_time(store), info) < 30
+    assert -1 <= age_at(store_time(store), info) < 30
     with AnnouncedSweep(store) as sweep:
         assert sweep.remove_if(BLOB, is_garbage)
         remove_stale_sweeps(store)
         assert len(announcements(store)) == 1
     await_sweeps(store)
-    assert [info.key for info in store.list("")] == [sweeps.CLOCK]
+    assert [info.key for info in store.list("")] == [CLOCK]
