@@ -20,6 +20,7 @@ from control_plane.servicers.checkpoints import CheckpointServicer
 from control_plane.servicers.operations import OperationServicer
 from control_plane.servicers.trainers import TrainerRegistryServicer
 from control_plane.settings import ControlPlaneSettings
+from control_plane.store_set_up import set_up_store
 from control_plane.trainers import Trainers
 from everstep.control.v1.checkpoints_pb2_grpc import add_CheckpointServiceServicer_to_server
 from everstep.control.v1.operations_pb2_grpc import add_OperationServiceServicer_to_server
@@ -51,6 +52,7 @@ async def serve(settings: ControlPlaneSettings) -> None:
         database = Database(settings.database_url)
         closing.callback(database.close)
         await database.migrate()
+        await set_up_store(database, store)
         log = EventLog(database)
         checkpoints = Checkpoints(database, store, public_store)
         dispatcher = Dispatcher(

@@ -41,7 +41,7 @@ class GatedStore(LocalBlobStore):
 @pytest.fixture
 def store(tmp_path: Path) -> GatedStore:
     store = GatedStore(tmp_path / "store")
-    store.check()
+    store.set_up()
     for number in range(BLOBS):
         content = str(number).encode()
         store.put(blob_key(blob_digest(content)), content)

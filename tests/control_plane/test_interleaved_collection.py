@@ -145,7 +145,7 @@ def test_no_order_of_calls_loses_a_blob_that_a_commit_brought_again(
     for number, schedule in enumerate(schedules(commits=6, collections=9, switches=5)):
         folder = tmp_path / str(number)
         store = LocalBlobStore(folder)
-        store.check()
+        store.set_up()
         store.put(key, content)
         then = time.time() - 2 * HOUR
         os.utime(folder / key, (then, then))

@@ -34,7 +34,7 @@ class SlowStore(LocalBlobStore):
 
     def __init__(self, folder: Path, seconds_each: float) -> None:
         super().__init__(folder)
-        self.check()
+        self.set_up()
         self._root = folder
         self._seconds_each = seconds_each
         self.now = 1_800_000_000.0
@@ -122,6 +122,6 @@ class WaitingStore(LocalBlobStore):
 def test_one_blob_may_take_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long_uploads, "LONG_SECONDS", 0.01)
     store = WaitingStore(tmp_path)
-    store.check()
+    store.set_up()
     commit(store)
     assert list(store.list(UPLOADS)) == []

@@ -96,7 +96,7 @@ def refused(call: Callable[[], object]) -> Reason:
 
 def open_folder(folder: Path, skew: timedelta = timedelta(0)) -> OtherClockStore:
     store = OtherClockStore(folder, skew)
-    store.check()
+    store.set_up()
     return store
 
 
