@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from checkpoint_store.blobs import BlobStore
 
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_DEFAULT_RETRY_SECONDS: Final = 60.0
+DEFAULT_RETRY_SECONDS: Final = 60.0
 
 
 def open_blob_store(
@@ -21,7 +21,7 @@ def open_blob_store(
     access_key: str = "",
     secret_key: str = "",
     region: str = "us-east-1",
-    retry_seconds: float = _DEFAULT_RETRY_SECONDS,
+    retry_seconds: float = DEFAULT_RETRY_SECONDS,
 ) -> BlobStore:
     """The store that a URL names; nothing is asked of it yet (`check` does that).
 

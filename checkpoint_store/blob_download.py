@@ -12,9 +12,9 @@ from blake3 import blake3
 from checkpoint_store.blobs import BlobStore
 from checkpoint_store.digests import blob_key
 from checkpoint_store.manifest import Manifest
-from checkpoint_store.manifest_reading import corrupt_blob
+from checkpoint_store.manifest_reading import OTHER_BYTES, READING_FAULTS, corrupt_blob
 from checkpoint_store.parallel import in_parallel
-from everstep.errors import EverstepError, Reason
+from everstep.errors import EverstepError
 
 #: Read by one request: a blob comes in several ranges side by side.
 RANGE_BYTES: Final = 16 * 1024 * 1024
@@ -94,13 +94,11 @@ class BlobDownload:
         try:
             self._store.read_range(key, take, begin, end - begin, arrival.length)
         except EverstepError as error:
-            if error.reason not in (Reason.BLOB_NOT_FOUND, Reason.CHECKPOINT_CORRUPT):
+            if error.reason not in READING_FAULTS:
                 raise
-            is_missing = error.reason is Reason.BLOB_NOT_FOUND
-            fault = "is missing" if is_missing else "has another length"
-            raise corrupt_blob(self._manifest, key, fault) from None
+            raise corrupt_blob(self._manifest, key, READING_FAULTS[error.reason]) from None
         if not arrival.came(begin, end):
-            raise corrupt_blob(self._manifest, key, "holds other bytes than were written")
+            raise corrupt_blob(self._manifest, key, OTHER_BYTES)
         self._received(end - begin)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Final
 
 from checkpoint_store.blobs import BlobInfo, BlobStore
 from checkpoint_store.digests import blob_digest, blob_key, tensor_digest
+from checkpoint_store.long_uploads import REUSE_SECONDS, UploadTime
 from checkpoint_store.manifest import BlobEntry, TensorEntry
 from checkpoint_store.manifest_reading import read_manifest
 from checkpoint_store.parallel import in_parallel
@@ -18,10 +18,6 @@ from everstep.errors import EverstepError, Reason
 
 #: A kind, and where its safetensors file stands in memory: offset and length in bytes.
 MemoryBlob = tuple[str, int, int]
-
-#: Garbage collection spares what is younger than its grace (an hour). A stored blob older than
-#: this is relied on only if the parent checkpoint, which is kept meanwhile, names it too.
-REUSE_SECONDS: Final = 900
 
 
 class BlobUpload:
@@ -35,6 +31,7 @@ class BlobUpload:
         memory: Holds the blobs; not written meanwhile.
         parallelism: Blobs at a time.
         brought: Called with the bytes of each blob that is in the store, from any thread.
+        upload_time: Of the whole upload.
     """
 
     def __init__(
@@ -44,12 +41,14 @@ class BlobUpload:
         memory: memoryview,
         parallelism: int,
         brought: Callable[[int], None],
+        upload_time: UploadTime,
     ) -> None:
         self._store = store
         self._parent = parent
         self._memory = memory
         self._parallelism = parallelism
         self._brought = brought
+        self._upload_time = upload_time
         #: Guards what follows.
         self._changing = threading.Lock()
         self._seen: set[str] = set()
@@ -106,6 +105,7 @@ class BlobUpload:
 
     def _put(self, digest: str, blob: MemoryBlob) -> None:
         _, offset, length = blob
+        self._upload_time.check()
         with self._memory[offset : offset + length] as content:
             self._store.put(blob_key(digest), content)
         with self._changing:

@@ -6,7 +6,9 @@ import errno
 import os
 import re
 import secrets
+import shlex
 import shutil
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,18 +63,41 @@ class BlobStore(ABC):
     be reached, STORE_ACCESS_DENIED, STORE_MISCONFIGURED, and INVALID_REQUEST for a bad key.
     """
 
+    def __init__(self) -> None:
+        self._given_up = threading.Event()
+
     @property
     @abstractmethod
     def url(self) -> str:
         """What `open_blob_store` takes for this store; holds no credentials."""
 
     @abstractmethod
+    def set_up(self) -> None:
+        """Makes a store of a folder that holds none; to be called where none is remembered.
+
+        A folder without its store is otherwise one whose disk is away: an empty mount point. A
+        bucket needs no set-up.
+        """
+
+    @abstractmethod
     def check(self) -> None:
         """Sees that the store answers and accepts the credentials; makes a missing bucket."""
 
-    @abstractmethod
     def give_up(self) -> None:
-        """Calls that are tried again, now or later, end with their next failure."""
+        """Calls that are tried again, now or later, end with their next failure; pauses end."""
+        self._given_up.set()
+
+    def pause(self, seconds: float) -> None:
+        """Waits between two looks at the store.
+
+        Raises:
+            EverstepError: STORE_UNAVAILABLE, at once when the store is given up.
+        """
+        if self._given_up.wait(seconds):
+            raise EverstepError(
+                Reason.STORE_UNAVAILABLE,
+                f"waiting for {self.url} was given up; try again",
+            )
 
     @abstractmethod
     def free_bytes(self) -> int | None:
@@ -204,10 +229,12 @@ def wrong_size(key: str, expected: int, found: int) -> EverstepError:
 class LocalBlobStore(BlobStore):
     """A folder on this machine; an object's key is its path in it.
 
-    An object is written to `.incoming/` first, synced, and moved to its place.
+    An object is written to `.incoming/` first, synced, and moved to its place. `set_up` alone makes
+    `.incoming/`, so that a folder without it is known as one whose disk is away.
     """
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self._folder = folder.resolve()
         self._incoming = self._folder / ".incoming"
 
@@ -215,25 +242,25 @@ class LocalBlobStore(BlobStore):
     def url(self) -> str:
         return self._folder.as_uri()
 
-    def check(self) -> None:
+    def set_up(self) -> None:
         with self._reported():
             self._incoming.mkdir(parents=True, exist_ok=True)
+
+    def check(self) -> None:
+        with self._reported():
             probe = self._incoming / f"check-{secrets.token_hex(8)}"
             probe.write_bytes(b"")
             probe.unlink()
 
-    def give_up(self) -> None:
-        """Nothing is tried again here."""
-
     def free_bytes(self) -> int | None:
         with self._reported():
+            self._see_folder()
             return shutil.disk_usage(self._folder).free
 
     def put(self, key: str, data: Buffer) -> None:
         target = self._path(key)
         temporary = self._incoming / secrets.token_hex(16)
         with self._reported():
-            self._incoming.mkdir(parents=True, exist_ok=True)
             try:
                 with temporary.open("xb") as file:
                     file.write(data)
@@ -248,7 +275,10 @@ class LocalBlobStore(BlobStore):
     def stat(self, key: str) -> BlobInfo | None:
         path = self._path(key)
         with self._reported():
-            return _info(key, path)
+            info = _info(key, path)
+            if info is None:
+                self._see_folder()
+            return info
 
     def get(self, key: str) -> bytes:
         path = self._path(key)
@@ -291,6 +321,8 @@ class LocalBlobStore(BlobStore):
                 info = _info(key, path) if key.startswith(prefix) else None
                 if info is not None:
                     yield info
+            # After the last one: what was listed is all there is, if the folder is there still.
+            self._see_folder()
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -304,14 +336,18 @@ class LocalBlobStore(BlobStore):
 
     def unfinished_uploads(self) -> Iterator[UnfinishedUpload]:
         with self._reported():
-            for path in self._incoming.iterdir() if self._incoming.is_dir() else ():
+            for path in self._incoming.iterdir():
                 info = _info(path.name, path)
                 if info is not None:
                     yield UnfinishedUpload("", path.name, info.size, info.modified)
 
     def abort_upload(self, upload: UnfinishedUpload) -> None:
+        path = self._incoming / check_key(upload.upload_id)
         with self._reported():
-            (self._incoming / check_key(upload.upload_id)).unlink(missing_ok=True)
+            try:
+                path.unlink()
+            except FileNotFoundError:
+                self._see_folder()
 
     def download_url(self, key: str, expires: timedelta) -> str:
         """A file:// URL: it does not expire, and serves on this machine only."""
@@ -327,7 +363,8 @@ class LocalBlobStore(BlobStore):
             raise EverstepError(
                 Reason.STORE_UNAVAILABLE,
                 f"there is no store in {self._folder}; check that its disk is mounted and that "
-                "EVERSTEP_STORE_URL is right",
+                "EVERSTEP_STORE_URL is right, or make one there with "
+                f"mkdir -p {shlex.quote(str(self._incoming))}",
             )
 
     @contextmanager
@@ -336,6 +373,8 @@ class LocalBlobStore(BlobStore):
         try:
             yield
         except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                self._see_folder()
             raise self._error(error) from error
 
     def _error(self, error: OSError) -> EverstepError:

@@ -11,6 +11,7 @@ from checkpoint_store.blob_upload import BlobUpload, MemoryBlob
 from checkpoint_store.blobs import BlobStore
 from checkpoint_store.digests import blob_digest, json_digest, kind_digest
 from checkpoint_store.lineage import LineageEvent
+from checkpoint_store.long_uploads import UploadTime
 from checkpoint_store.manifest import BlobEntry, Manifest, manifest_key
 from checkpoint_store.manifest_reading import read_manifest
 from checkpoint_store.safetensors_layout import align
@@ -97,13 +98,14 @@ def commit_checkpoint(
     for kind, offset, length in draft.blobs:
         if kind in _SMALL_STATE or not 0 <= offset <= offset + length <= len(memory):
             raise ValueError(f"no blob {kind} at {offset} + {length} in {len(memory)} bytes")
-    entries, uploaded_bytes = BlobUpload(store, draft.parent, memory, parallelism, brought).run(
-        draft.blobs
-    )
-    manifest = _complete(draft, entries)
-    content = manifest.to_bytes()
-    key = manifest_key(draft.operation_id, draft.attempt, draft.checkpoint_id)
-    store.put(key, content)
+    with UploadTime(store) as upload_time:
+        upload = BlobUpload(store, draft.parent, memory, parallelism, brought, upload_time)
+        entries, uploaded_bytes = upload.run(draft.blobs)
+        manifest = _complete(draft, entries)
+        content = manifest.to_bytes()
+        key = manifest_key(draft.operation_id, draft.attempt, draft.checkpoint_id)
+        upload_time.check()
+        store.put(key, content)
     return CommittedCheckpoint(manifest, key, blob_digest(content), uploaded_bytes)
 
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from checkpoint_store.blobs import BlobStore
 from checkpoint_store.digests import blob_digest
 from checkpoint_store.manifest import Manifest
 from everstep.errors import EverstepError, Reason
+
+#: What is wrong with a blob, by the reason that reading it ended with.
+READING_FAULTS: Final = {
+    Reason.BLOB_NOT_FOUND: "is missing",
+    Reason.CHECKPOINT_CORRUPT: "has another length",
+}
+#: What is wrong with a blob that was read whole, and is not the one that was named.
+OTHER_BYTES: Final = "holds other bytes than were written"
 
 
 def read_manifest(store: BlobStore, key: str, digest: str | None = None) -> Manifest:

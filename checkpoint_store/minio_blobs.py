@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
@@ -28,6 +27,7 @@ from tenacity import (
 )
 from urllib3.exceptions import HTTPError, IncompleteRead
 
+from checkpoint_store import DEFAULT_RETRY_SECONDS
 from checkpoint_store.blobs import (
     PIECE_BYTES,
     BlobInfo,
@@ -55,7 +55,6 @@ Result = TypeVar("Result")
 CONNECT_TIMEOUT_SECONDS: Final = 5.0
 #: Without a byte from the server.
 READ_TIMEOUT_SECONDS: Final = 60.0
-DEFAULT_RETRY_SECONDS: Final = 60.0
 #: Up to here an object is one PUT: atomic, sent from where it stands, and nothing is left over when
 #: it is cut off. S3 takes five times as much.
 SINGLE_PUT_BYTES: Final = 1024 * 1024 * 1024
@@ -95,11 +94,11 @@ class MinioBlobStore(BlobStore):
         region: str = "us-east-1",
         retry_seconds: float = DEFAULT_RETRY_SECONDS,
     ) -> None:
+        super().__init__()
         self._endpoint = endpoint
         self._bucket = bucket
         self._url = f"s3+{'https' if secure else 'http'}://{endpoint}/{bucket}"
         self._retry_seconds = retry_seconds
-        self._given_up = threading.Event()
         pool = urllib3.PoolManager(
             num_pools=2,
             maxsize=_CONNECTIONS,
@@ -129,6 +128,9 @@ class MinioBlobStore(BlobStore):
     def url(self) -> str:
         return self._url
 
+    def set_up(self) -> None:
+        """A bucket needs none: `check` makes it."""
+
     def check(self) -> None:
         def make_bucket_if_missing() -> None:
             if self._client.bucket_exists(self._bucket):
@@ -140,9 +142,6 @@ class MinioBlobStore(BlobStore):
                     raise
 
         self._retried(make_bucket_if_missing)
-
-    def give_up(self) -> None:
-        self._given_up.set()
 
     def free_bytes(self) -> int | None:
         """None: S3 has no word for it."""

@@ -10,8 +10,8 @@ from blake3 import blake3
 from checkpoint_store.blobs import BlobStore
 from checkpoint_store.digests import blob_key
 from checkpoint_store.manifest import Manifest
-from checkpoint_store.manifest_reading import corrupt_blob
-from everstep.errors import EverstepError, Reason
+from checkpoint_store.manifest_reading import OTHER_BYTES, READING_FAULTS, corrupt_blob
+from everstep.errors import EverstepError
 
 #: Read by one request.
 RANGE_BYTES: Final = 8 * 1024 * 1024
@@ -38,14 +38,12 @@ def blob_fault(
                 try:
                     store.read_into(blob_key(digest), content, begin, length)
                 except EverstepError as error:
-                    if error.reason is Reason.BLOB_NOT_FOUND:
-                        return "is missing"
-                    if error.reason is Reason.CHECKPOINT_CORRUPT:
-                        return "has another length"
-                    raise
+                    if error.reason not in READING_FAULTS:
+                        raise
+                    return READING_FAULTS[error.reason]
                 hasher.update(content)
                 read(len(content))
-    return None if hasher.hexdigest() == digest else "holds other bytes than were written"
+    return None if hasher.hexdigest() == digest else OTHER_BYTES
 
 
 def verify_checkpoint(store: BlobStore, manifest: Manifest) -> tuple[int, int]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from sqlalchemy import Connection
+
+from control_plane.database import checkpoints
 from control_plane.database.checkpoints import CheckpointRecord
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.checkpoint_pb2 import Checkpoint
@@ -29,6 +32,18 @@ def checkpoint_not_found(checkpoint_id: str, where: str = "") -> EverstepError:
         "are",
         metadata={"checkpoint_id": checkpoint_id},
     )
+
+
+def known_checkpoint(connection: Connection, checkpoint_id: str) -> CheckpointRecord:
+    """The checkpoint's row.
+
+    Raises:
+        EverstepError: CHECKPOINT_NOT_FOUND.
+    """
+    record = checkpoints.find(connection, checkpoint_id)
+    if record is None:
+        raise checkpoint_not_found(checkpoint_id)
+    return record
 
 
 def minimised(metric: str) -> bool:

@@ -15,7 +15,7 @@ from checkpoint_store.checkpoints import read_manifest
 from checkpoint_store.digests import blob_digest, blob_key
 from checkpoint_store.manifest import Manifest
 from control_plane import pages, times
-from control_plane.checkpoint_records import checkpoint_message, checkpoint_not_found, superfluous
+from control_plane.checkpoint_records import checkpoint_message, known_checkpoint, superfluous
 from control_plane.database import attempts, checkpoints, operations
 from control_plane.database.checkpoints import CheckpointRecord
 from control_plane.database.operations import OperationRecord
@@ -74,7 +74,7 @@ class Checkpoints:
         Raises:
             EverstepError: CHECKPOINT_NOT_FOUND.
         """
-        return checkpoint_message(await self._database.read(_found, checkpoint_id))
+        return checkpoint_message(await self._database.read(known_checkpoint, checkpoint_id))
 
     async def pin(self, checkpoint_id: str, pinned: bool) -> Checkpoint:
         """Keeps a checkpoint until it is unpinned.
@@ -121,7 +121,7 @@ class Checkpoints:
         Raises:
             EverstepError: CHECKPOINT_NOT_FOUND, PART_MISSING.
         """
-        record = await self._database.read(_found, checkpoint_id)
+        record = await self._database.read(known_checkpoint, checkpoint_id)
         manifest = await asyncio.to_thread(self._manifest, record)
         if part == CheckpointPart.CHECKPOINT_PART_MANIFEST:
             return [await asyncio.to_thread(self._sign_manifest, manifest)]
@@ -158,13 +158,6 @@ class Checkpoints:
         return read_manifest(self._store, record.manifest_key, record.manifest_digest)
 
 
-def _found(connection: Connection, checkpoint_id: str) -> CheckpointRecord:
-    record = checkpoints.find(connection, checkpoint_id)
-    if record is None:
-        raise checkpoint_not_found(checkpoint_id)
-    return record
-
-
 def _list(
     connection: Connection,
     request: checkpoints_pb2.ListCheckpointsRequest,
@@ -183,15 +176,15 @@ def _list(
 
 
 def _pin(connection: Connection, checkpoint_id: str, pinned: bool) -> Checkpoint:
-    _found(connection, checkpoint_id)
+    known_checkpoint(connection, checkpoint_id)
     checkpoints.set_values(connection, checkpoint_id, pinned=pinned)
-    return checkpoint_message(_found(connection, checkpoint_id))
+    return checkpoint_message(known_checkpoint(connection, checkpoint_id))
 
 
 def _delete(connection: Connection, checkpoint_id: str) -> None:
-    record = _found(connection, checkpoint_id)
+    record = known_checkpoint(connection, checkpoint_id)
     operation = operations.lock(connection, record.operation_id)
-    record = _found(connection, checkpoint_id)
+    record = known_checkpoint(connection, checkpoint_id)
     if record.pinned:
         raise EverstepError(
             Reason.CHECKPOINT_PINNED,

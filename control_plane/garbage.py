@@ -10,39 +10,32 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from sqlalchemy import Connection
 
-from checkpoint_store.blobs import BlobInfo, BlobStore, UnfinishedUpload
-from checkpoint_store.digests import blob_key
-from checkpoint_store.sweeps import AnnouncedSweep, remove_stale_sweeps
+from checkpoint_store.blobs import BlobStore
 from control_plane import store_contents, times
+from control_plane.caller import Caller
 from control_plane.checkpoints import Checkpoints
 from control_plane.database import attempts, checkpoints
 from control_plane.database.session import Database
-from everstep.errors import EverstepError, Reason
+from control_plane.garbage_sweep import Collection, GarbageSweep
 
 #: The youngest a removed blob is; never less while something trains.
 DEFAULT_GRACE: Final = timedelta(hours=1)
 _MANIFEST_KEY: Final = re.compile(r"operations/([^/]+)/attempts/([0-9]+)/checkpoints/[^/]+\.json")
 
 
-@dataclass(frozen=True)
-class Collection:
-    """What a collection removed, or would remove."""
-
-    removed_blobs: int
-    removed_bytes: int
-    kept_blobs: int
-    aborted_uploads: int
-    aborted_bytes: int
-
-
 class GarbageCollector:
-    """Marks what manifests name, and sweeps the rest; one at a time."""
+    """Marks what manifests name, and sweeps the rest; one at a time.
+
+    Args:
+        database: Says what trains, and which manifests are to be removed.
+        store: Its calls must not be tried again for longer than `sweeps.RETRY_SECONDS`.
+        registry: Removes manifests.
+    """
 
     def __init__(self, database: Database, store: BlobStore, registry: Checkpoints) -> None:
         self._database = database
@@ -59,7 +52,19 @@ class GarbageCollector:
             EverstepError: STORE_UNAVAILABLE and the like; CHECKPOINT_CORRUPT when a manifest
                 cannot be read: what it names is not known, so nothing is removed.
         """
+        caller = Caller()
+        collecting = asyncio.create_task(self._collect(grace, dry_run, caller))
+        try:
+            return await asyncio.shield(collecting)
+        except asyncio.CancelledError:
+            # The task keeps the lock until its thread has ended; what it raises is for nobody.
+            caller.gone = True
+            collecting.add_done_callback(lambda task: task.cancelled() or task.exception())
+            raise
+
+    async def _collect(self, grace: timedelta | None, dry_run: bool, caller: Caller) -> Collection:
         async with self._collecting:
+            caller.check()
             if not dry_run:
                 await self._registry.finish_removals()
             training = await self._database.read(attempts.open_by_trainer)
@@ -68,7 +73,8 @@ class GarbageCollector:
             removed = set(await self._database.read(checkpoints.planned_removals))
             removed |= await self._abandoned(grace, dry_run)
             oldest = datetime.now(UTC) - grace
-            return await asyncio.to_thread(self._sweep, oldest, frozenset(removed), dry_run)
+            sweep = GarbageSweep(self._store, oldest, frozenset(removed), dry_run, caller)
+            return await asyncio.to_thread(sweep.run)
 
     async def _abandoned(self, grace: timedelta, dry_run: bool) -> set[str]:
         """Manifests of attempts that are over and forgotten, and which were never registered."""
@@ -80,65 +86,6 @@ class GarbageCollector:
             await self._database.write(checkpoints.plan_removals, keys, times.now())
             await self._registry.finish_removals()
         return set(keys)
-
-    def _sweep(self, oldest: datetime, removed: frozenset[str], dry_run: bool) -> Collection:
-        if not dry_run:
-            remove_stale_sweeps(self._store)
-        stored = list(self._store.list(store_contents.BLOBS))
-        named = self._named(removed)
-        garbage = [info for info in stored if info.key not in named and info.modified < oldest]
-        if garbage and not dry_run:
-            garbage = self._remove(garbage, oldest, removed)
-        aborted = self._abort(oldest, dry_run)
-        return Collection(
-            removed_blobs=len(garbage),
-            removed_bytes=sum(info.size for info in garbage),
-            kept_blobs=len(stored) - len(garbage),
-            aborted_uploads=len(aborted),
-            aborted_bytes=sum(upload.size for upload in aborted),
-        )
-
-    def _remove(
-        self, garbage: list[BlobInfo], oldest: datetime, removed: frozenset[str]
-    ) -> list[BlobInfo]:
-        """What of it is removed: an upload may have been given its manifest meanwhile."""
-        named = self._named(removed)
-        with AnnouncedSweep(self._store) as sweep:
-            gone = []
-            for info in garbage:
-                sweep.renew()
-                if info.key not in named and self._remove_if_old(info, oldest):
-                    gone.append(info)
-            return gone
-
-    def _remove_if_old(self, info: BlobInfo, oldest: datetime) -> bool:
-        now = self._store.stat(info.key)
-        if now is None or now.modified >= oldest:
-            return False
-        self._store.delete(info.key)
-        return True
-
-    def _abort(self, oldest: datetime, dry_run: bool) -> list[UnfinishedUpload]:
-        """The uploads that no part came of since; they are gone, but for a dry run."""
-        uploads = store_contents.unfinished_uploads(self._store)
-        old = [upload for upload in uploads if upload.modified < oldest]
-        for upload in old if not dry_run else ():
-            self._store.abort_upload(upload)
-        return old
-
-    def _named(self, removed: frozenset[str]) -> set[str]:
-        """The blobs that the manifests in the store name, but for those that are to be removed."""
-        named: set[str] = set()
-        for key, manifest in store_contents.manifests(self._store, removed):
-            if manifest is None:
-                raise EverstepError(
-                    Reason.CHECKPOINT_CORRUPT,
-                    f"{key} cannot be read, so what it needs is not known; delete that "
-                    "checkpoint, then collect again",
-                    metadata={"manifest_key": key},
-                )
-            named.update(blob_key(blob.digest) for blob in manifest.blobs)
-        return named
 
 
 def _unregistered(connection: Connection, keys: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from sqlalchemy import Connection
 
 from control_plane import pages, resumption, times
-from control_plane.checkpoint_records import checkpoint_not_found
+from control_plane.checkpoint_records import known_checkpoint
 from control_plane.database import attempts, checkpoints, events, operations
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.operations import OperationFilter, OperationRecord
@@ -136,9 +136,7 @@ def _create(
     policy.MergeFrom(request.restart_policy)
     parent, reference = "", None
     if request.from_checkpoint:
-        checkpoint = checkpoints.find(connection, request.from_checkpoint)
-        if checkpoint is None:
-            raise checkpoint_not_found(request.from_checkpoint)
+        checkpoint = known_checkpoint(connection, request.from_checkpoint)
         parent = checkpoint.operation_id
         reference = resumption.reference_of(checkpoint).SerializeToString()
     now = times.now()

@@ -8,8 +8,9 @@ from typing import Final
 
 import structlog
 
-from checkpoint_store import open_blob_store
+from checkpoint_store import DEFAULT_RETRY_SECONDS, open_blob_store
 from checkpoint_store.blobs import BlobStore
+from checkpoint_store.sweeps import RETRY_SECONDS
 from control_plane.checkpoints import Checkpoints
 from control_plane.database.session import Database
 from control_plane.dispatcher import Dispatcher
@@ -19,6 +20,7 @@ from control_plane.servicers.checkpoints import CheckpointServicer
 from control_plane.servicers.operations import OperationServicer
 from control_plane.servicers.trainers import TrainerRegistryServicer
 from control_plane.settings import ControlPlaneSettings
+from control_plane.store_set_up import set_up_store
 from control_plane.trainers import Trainers
 from everstep.control.v1.checkpoints_pb2_grpc import add_CheckpointServiceServicer_to_server
 from everstep.control.v1.operations_pb2_grpc import add_OperationServiceServicer_to_server
@@ -42,6 +44,7 @@ async def serve(settings: ControlPlaneSettings) -> None:
     """
     stop = serving.stop_requested()
     store = _open_store(settings, settings.store_url)
+    sweeping_store = _open_store(settings, settings.store_url, RETRY_SECONDS)
     public_store = _open_store(settings, settings.store_public_url or settings.store_url)
     server = serving.create_server()
     address = serving.bind(server, settings.listen)
@@ -49,6 +52,7 @@ async def serve(settings: ControlPlaneSettings) -> None:
         database = Database(settings.database_url)
         closing.callback(database.close)
         await database.migrate()
+        await set_up_store(database, store)
         log = EventLog(database)
         checkpoints = Checkpoints(database, store, public_store)
         dispatcher = Dispatcher(
@@ -60,7 +64,7 @@ async def serve(settings: ControlPlaneSettings) -> None:
             OperationServicer(operations, log, dispatcher, checkpoints), server
         )
         add_CheckpointServiceServicer_to_server(
-            CheckpointServicer(database, store, checkpoints), server
+            CheckpointServicer(database, store, sweeping_store, checkpoints), server
         )
         add_TrainerRegistryServiceServicer_to_server(
             TrainerRegistryServicer(Trainers(database, settings.lease_seconds, dispatcher.wake)),
@@ -83,7 +87,13 @@ async def serve(settings: ControlPlaneSettings) -> None:
         await server.stop(settings.stop_grace_seconds)
 
 
-def _open_store(settings: ControlPlaneSettings, url: str) -> BlobStore:
+def _open_store(
+    settings: ControlPlaneSettings, url: str, retry_seconds: float = DEFAULT_RETRY_SECONDS
+) -> BlobStore:
     return open_blob_store(
-        url, settings.store_access_key, settings.store_secret_key, settings.store_region
+        url,
+        settings.store_access_key,
+        settings.store_secret_key,
+        settings.store_region,
+        retry_seconds,
     )

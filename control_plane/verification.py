@@ -14,7 +14,8 @@ from checkpoint_store.checkpoints import read_manifest
 from checkpoint_store.digests import blob_key
 from checkpoint_store.manifest_reading import corrupt_blob
 from checkpoint_store.verification import blob_fault
-from control_plane.checkpoint_records import checkpoint_not_found
+from control_plane.caller import Caller
+from control_plane.checkpoint_records import known_checkpoint
 from control_plane.database import checkpoints
 from control_plane.database.checkpoints import CheckpointRecord
 from control_plane.database.session import Database
@@ -33,13 +34,12 @@ class _Reading:
 
     blobs: int = 0
     bytes: int = 0
-    stopped: bool = False
+    caller: Caller = field(default_factory=Caller)
     #: What is wrong with each blob that was read, by digest.
     faults: dict[str, str | None] = field(default_factory=dict)
 
     def count(self, read: int) -> None:
-        if self.stopped:
-            raise EverstepError(Reason.CALL_CANCELLED, "the caller has gone; verify again")
+        self.caller.check()
         self.bytes += read
 
 
@@ -60,7 +60,7 @@ class Verification:
         """
         reading = _Reading()
         try:
-            record = await self._database.read(_found, checkpoint_id)
+            record = await self._database.read(known_checkpoint, checkpoint_id)
             try:
                 return await self._verify(record, reading)
             except EverstepError as error:
@@ -68,7 +68,7 @@ class Verification:
                     raise
                 raise await self._with_offer(record, error, reading) from None
         finally:
-            reading.stopped = True
+            reading.caller.gone = True
 
     async def verify_all(
         self, operation_id: str
@@ -100,13 +100,13 @@ class Verification:
                 yield done
         finally:
             # The thread ends with the piece that it reads.
-            reading.stopped = True
+            reading.caller.gone = True
             if verifying is not None:
                 verifying.cancel()
 
     async def _verified(self, checkpoint_id: str, reading: _Reading) -> VerifiedCheckpoint | None:
         try:
-            record = await self._database.read(_found, checkpoint_id)
+            record = await self._database.read(known_checkpoint, checkpoint_id)
             verified = VerifiedCheckpoint(
                 checkpoint_id=checkpoint_id, operation_id=record.operation_id, step=record.step
             )
@@ -128,7 +128,7 @@ class Verification:
             if error.reason not in (Reason.CHECKPOINT_NOT_FOUND, Reason.CHECKPOINT_CORRUPT):
                 raise
             # One that was deleted while it was read is not damaged.
-            await self._database.read(_found, record.checkpoint_id)
+            await self._database.read(known_checkpoint, record.checkpoint_id)
             await self._database.write(_set_damaged, record.checkpoint_id, True)
             raise EverstepError(
                 Reason.CHECKPOINT_CORRUPT, error.message, metadata=error.metadata
@@ -174,13 +174,6 @@ class Verification:
                 metadata={**error.metadata, "newest_good_checkpoint_id": other.checkpoint_id},
             )
         return error
-
-
-def _found(connection: Connection, checkpoint_id: str) -> CheckpointRecord:
-    record = checkpoints.find(connection, checkpoint_id)
-    if record is None:
-        raise checkpoint_not_found(checkpoint_id)
-    return record
 
 
 def _set_damaged(connection: Connection, checkpoint_id: str, damaged: bool) -> None:

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 import structlog
 
 from checkpoint_store import open_blob_store
+from checkpoint_store.blobs import BlobStore
+from everstep.errors import EverstepError
 from everstep.rpc import serving
 from everstep.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
 from trainer_service.child_process import SpareChildren
@@ -47,6 +49,7 @@ async def serve(settings: TrainerSettings) -> None:
         spares = SpareChildren(settings.spare_children)
         closing.push_async_callback(spares.close)
         spool = Spool(settings.state_dir / "spool")
+        await _set_up_store(settings, journal, store)
         trainings = Trainings(settings, store, journal, spares, spool)
         await trainings.recover()
         health = serving.add_health(server)
@@ -70,3 +73,14 @@ async def serve(settings: TrainerSettings) -> None:
             await registration.announce_draining()
         await trainings.drain()
         await server.stop(LAST_WORD_SECONDS)
+
+
+async def _set_up_store(settings: TrainerSettings, journal: Journal, store: BlobStore) -> None:
+    """Makes a store of an empty folder, unless someone knows what would be in it."""
+    remembered = await asyncio.to_thread(journal.attempts)
+    if settings.control_plane or remembered:
+        return
+    try:
+        await asyncio.to_thread(store.set_up)
+    except EverstepError as error:
+        _log.warning("the store is not set up", reason=error.reason, message=error.message)

@@ -23,11 +23,17 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class CheckpointServicer(checkpoints_pb2_grpc.CheckpointServiceServicer):
     """What is known of checkpoints."""
 
-    def __init__(self, database: Database, store: BlobStore, checkpoints: Checkpoints) -> None:
+    def __init__(
+        self,
+        database: Database,
+        store: BlobStore,
+        sweeping_store: BlobStore,
+        checkpoints: Checkpoints,
+    ) -> None:
         self._database = database
         self._store = store
         self._checkpoints = checkpoints
-        self._collector = GarbageCollector(database, store, checkpoints)
+        self._collector = GarbageCollector(database, sweeping_store, checkpoints)
         self._verification = Verification(database, store)
 
     async def ListCheckpoints(

@@ -21,6 +21,7 @@ from control_plane.checkpoints import Checkpoints
 from control_plane.database import checkpoints
 from control_plane.database.session import Database
 from control_plane.garbage import GarbageCollector
+from control_plane.garbage_sweep import GarbageSweep
 from everstep.errors import EverstepError, Reason
 from tests.store.committing import die
 from tests.store.conftest import ACCESS_KEY, SECRET_KEY
@@ -70,7 +71,7 @@ async def collect(database_url: str, store: BlobStore, checkpoint_id: str, point
     if point:
         name, prefix, number = POINTS[point]
         owners: dict[str, Any] = {
-            "finish_removals": registry, "removal_done": checkpoints, "_named": collector,
+            "finish_removals": registry, "removal_done": checkpoints, "_named": GarbageSweep,
         }  # fmt: skip
         kill_at(owners.get(name, store), name, prefix, number)
     try:

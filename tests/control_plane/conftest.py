@@ -177,6 +177,7 @@ def store(store_settings: dict[str, str]) -> BlobStore:
         store_settings.get("EVERSTEP_STORE_ACCESS_KEY", ""),
         store_settings.get("EVERSTEP_STORE_SECRET_KEY", ""),
     )
+    opened.set_up()
     opened.check()
     return opened
 

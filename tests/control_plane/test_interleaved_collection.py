@@ -19,7 +19,8 @@ from checkpoint_store.blobs import BlobStore, LocalBlobStore
 from checkpoint_store.checkpoints import commit_checkpoint, read_manifest, verify_checkpoint
 from checkpoint_store.digests import blob_digest, blob_key
 from checkpoint_store.safetensors_layout import GroupLayout
-from control_plane.garbage import GarbageCollector
+from control_plane.caller import Caller
+from control_plane.garbage_sweep import GarbageSweep
 from tests.store.states import MemoryState, make_state
 
 HOUR: Final = 3600
@@ -106,8 +107,8 @@ def interleaved(store: BlobStore, state: MemoryState, schedule: str) -> list[str
         commit_checkpoint(seen, state.draft(), memoryview(state.memory), parallelism=1)
 
     def collect(seen: BlobStore) -> None:
-        collector = GarbageCollector(cast(Any, None), seen, cast(Any, None))
-        collector._sweep(datetime.now(UTC) - timedelta(hours=1), frozenset(), False)
+        oldest = datetime.now(UTC) - timedelta(hours=1)
+        GarbageSweep(seen, oldest, frozenset(), False, Caller()).run()
 
     for thread in [run("C", commit), run("G", collect)]:
         thread.join(PATIENCE_SECONDS)
@@ -141,10 +142,10 @@ def test_no_order_of_calls_loses_a_blob_that_a_commit_brought_again(
     content = bytes(state.memory)
     key = blob_key(blob_digest(content))
     swept = brought = 0
-    for number, schedule in enumerate(schedules(commits=6, collections=8, switches=5)):
+    for number, schedule in enumerate(schedules(commits=6, collections=9, switches=5)):
         folder = tmp_path / str(number)
         store = LocalBlobStore(folder)
-        store.check()
+        store.set_up()
         store.put(key, content)
         then = time.time() - 2 * HOUR
         os.utime(folder / key, (then, then))

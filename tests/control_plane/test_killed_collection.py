@@ -22,6 +22,7 @@ from control_plane.database.session import Database
 from everstep.control.v1.checkpoints_pb2 import VerifyCheckpointsRequest
 from everstep.control.v1.operations_pb2 import OPERATION_STATE_FAILED
 from everstep.errors import Reason
+from everstep.training.v1.checkpoint_pb2 import Checkpoint
 from tests.control_plane.collecting import POINTS
 from tests.control_plane.conftest import Client
 from tests.control_plane.scripted_trainer import ScriptedTrainer
@@ -85,6 +86,23 @@ async def leave_unregistered(
     assert settled
 
 
+@pytest.fixture
+async def checkpoints_left(
+    client: Client,
+    trainer: ScriptedTrainer,
+    store: BlobStore,
+    folder: Path,
+    database_url: str,
+    control_plane: ServiceProcess,
+) -> list[Checkpoint]:
+    """Three checkpoints of an operation, and all kinds of remains; the control plane is gone."""
+    _, made = await finished_with(client, trainer, store, [10, 20, 30])
+    await leave_unregistered(client, trainer, store, database_url)
+    leave_remains(store, folder)
+    control_plane.kill()
+    return made
+
+
 def collect(url: str, store: BlobStore, checkpoint_id: str, point: str = "") -> dict[str, int]:
     """What a collection did, in a process of its own; with a point: it was killed there."""
     result = subprocess.run(
@@ -104,18 +122,14 @@ def collect(url: str, store: BlobStore, checkpoint_id: str, point: str = "") -> 
 
 @pytest.mark.parametrize("point", POINTS)
 async def test_a_killed_collection_is_finished_by_the_next(
+    checkpoints_left: list[Checkpoint],
     client: Client,
-    trainer: ScriptedTrainer,
     store: BlobStore,
-    folder: Path,
     database_url: str,
     control_plane: ServiceProcess,
     point: str,
 ) -> None:
-    _, [deleted, *kept] = await finished_with(client, trainer, store, [10, 20, 30])
-    await leave_unregistered(client, trainer, store, database_url)
-    leave_remains(store, folder)
-    control_plane.kill()
+    [deleted, *kept] = checkpoints_left
     database = Database(database_url)
     name = deleted.reference.checkpoint_id
 
@@ -143,19 +157,10 @@ async def test_a_killed_collection_is_finished_by_the_next(
 
 
 async def test_a_collection_that_is_not_killed_does_all_of_it(
-    client: Client,
-    trainer: ScriptedTrainer,
-    store: BlobStore,
-    folder: Path,
-    database_url: str,
-    control_plane: ServiceProcess,
+    checkpoints_left: list[Checkpoint], store: BlobStore, database_url: str
 ) -> None:
     """Beside the others: each of their points lies on the way."""
-    _, [deleted, *_] = await finished_with(client, trainer, store, [10, 20, 30])
-    await leave_unregistered(client, trainer, store, database_url)
-    leave_remains(store, folder)
-    control_plane.kill()
-    done = collect(database_url, store, deleted.reference.checkpoint_id)
+    done = collect(database_url, store, checkpoints_left[0].reference.checkpoint_id)
     assert done["removed_blobs"] == 2 + REMAINS
     assert done["aborted_uploads"] == REMAINS
     assert done["aborted_bytes"] == REMAINS * len(b"half")

@@ -51,6 +51,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def store(store_url: str) -> BlobStore:
     """The store of that URL, ready."""
     opened = open_blob_store(store_url, ACCESS_KEY, SECRET_KEY, retry_seconds=20)
+    opened.set_up()
     opened.check()
     return opened
 
@@ -58,5 +59,6 @@ def store(store_url: str) -> BlobStore:
 @pytest.fixture
 def folder_store(tmp_path: Path) -> BlobStore:
     opened = open_blob_store((tmp_path / "store").as_uri())
+    opened.set_up()
     opened.check()
     return opened

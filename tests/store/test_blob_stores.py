@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from checkpoint_store import open_blob_store
-from checkpoint_store.blobs import BlobStore
+from checkpoint_store.blobs import BlobStore, UnfinishedUpload
 from everstep.errors import EverstepError, Reason
 
 MIB = 1024 * 1024
@@ -179,7 +179,7 @@ def test_a_wrong_url_is_refused(url: str) -> None:
 
 def test_what_is_on_its_way_into_a_folder_is_not_listed(tmp_path: Path) -> None:
     store = open_blob_store(tmp_path.as_uri())
-    store.check()
+    store.set_up()
     store.put("a/b", b"x")
     (tmp_path / ".incoming" / "cut-off").write_bytes(b"half")
     (tmp_path / "a" / ".b.part").write_bytes(b"half")
@@ -187,21 +187,57 @@ def test_what_is_on_its_way_into_a_folder_is_not_listed(tmp_path: Path) -> None:
 
 
 def test_nothing_is_missing_from_a_folder_that_is_away(tmp_path: Path) -> None:
-    """An empty mount point: a checkpoint is not damaged, nor removed, for that."""
-    store = open_blob_store((tmp_path / "store").as_uri())
+    """An empty mount point: a checkpoint is not damaged, nor removed, for that; nothing is put."""
+    folder, disk = tmp_path / "store", tmp_path / "disk"
+    store = open_blob_store(folder.as_uri())
+    upload = UnfinishedUpload("", "cut-off", 0, datetime.now(UTC))
     calls: list[Callable[[], object]] = [
+        store.check,
+        store.free_bytes,
+        lambda: store.put("a/b", b"x"),
+        lambda: store.stat("a/b"),
         lambda: store.get("a/b"),
         lambda: store.read_into("a/b", memoryview(bytearray(1))),
+        lambda: list(store.list("")),
+        lambda: list(store.list("a/")),
         lambda: store.delete("a/b"),
+        lambda: list(store.unfinished_uploads()),
+        lambda: store.abort_upload(upload),
     ]
-    for make in (lambda: None, (tmp_path / "store").mkdir):
-        make()
+
+    def all_end() -> None:
         for call in calls:
             assert refused(call) is Reason.STORE_UNAVAILABLE
+        assert not folder.exists() or list(folder.iterdir()) == []
+
+    all_end()
+    store.set_up()
+    store.put("a/b", b"x")
+    folder.rename(disk)
+    all_end()
+    folder.mkdir()
+    all_end()
+    folder.rmdir()
+    disk.rename(folder)
+    store.set_up()
+    for call in calls[:-1]:
+        call()
+
+
+def test_a_listing_that_lost_its_folder_is_not_whole(tmp_path: Path) -> None:
+    store = open_blob_store((tmp_path / "store").as_uri())
+    store.set_up()
+    for key in ("a/1", "b/1"):
+        store.put(key, b"")
+    listing = store.list("")
+    assert next(listing).key == "a/1"
+    (tmp_path / "store").rename(tmp_path / "disk")
+    assert refused(lambda: list(listing)) is Reason.STORE_UNAVAILABLE
 
 
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "store").write_bytes(b"")
     store = open_blob_store((tmp_path / "store").as_uri())
+    assert refused(store.set_up) is Reason.STORE_MISCONFIGURED
     assert refused(store.check) is Reason.STORE_MISCONFIGURED
     assert refused(lambda: store.put("a/b", b"")) is Reason.STORE_MISCONFIGURED

@@ -255,6 +255,7 @@ class SweptStore(LocalBlobStore):
 
 def test_a_blob_that_is_swept_during_the_commit_is_uploaded_again(tmp_path: Path) -> None:
     plain = LocalBlobStore(tmp_path)
+    plain.set_up()
     first, second = make_state(seed=1), make_state(seed=1)
     optimizer = second.layout.blobs[-1]
     second.memory[optimizer.offset + optimizer.length - 1] ^= 1

@@ -20,6 +20,7 @@ from tests.store.states import STATE, make_state
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     store = LocalBlobStore(tmp_path_factory.mktemp("store"))
+    store.set_up()
     state = make_state()
     draft = state.draft(metrics={"val_loss": float("nan"), "accuracy": 1})
     committed = commit_checkpoint(store, draft, memoryview(state.memory))

@@ -35,6 +35,7 @@ class ForgetfulStore(LocalBlobStore):
 
 def test_nothing_is_left_of_the_small_checkpoint(tmp_path: Path) -> None:
     store = LocalBlobStore(tmp_path)
+    store.set_up()
     try_store(store, "op-1", 1)
     assert list(store.list("blobs/")) == []
     assert list(store.list("operations/")) == []
@@ -42,6 +43,7 @@ def test_nothing_is_left_of_the_small_checkpoint(tmp_path: Path) -> None:
 
 def test_a_store_that_gives_back_other_bytes_is_refused(tmp_path: Path) -> None:
     store = ForgetfulStore(tmp_path)
+    store.set_up()
     with pytest.raises(EverstepError) as refused:
         try_store(store, "op-1", 1)
     assert refused.value.reason is Reason.CHECKPOINT_CORRUPT
