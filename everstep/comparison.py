@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from checkpoint_store.manifest import Manifest
 from checkpoint_store.safetensors_layout import parse_header
-from everstep.client import Client
+from everstep.calls import requests
+from everstep.calls.connection import Connection
 from everstep.control.v1.checkpoints_pb2 import CheckpointPart
 from everstep.control.v1.operations_pb2 import Operation
 from everstep.downloads import fetch
@@ -48,7 +49,7 @@ class Comparison:
     difference: Difference | None
 
 
-def compare(client: Client, left: Operation, right: Operation) -> Comparison:
+def compare(connection: Connection, left: Operation, right: Operation) -> Comparison:
     """Compares two operations' newest checkpoints, and looks for the first step that differs.
 
     Raises:
@@ -57,7 +58,7 @@ def compare(client: Client, left: Operation, right: Operation) -> Comparison:
     newest = [_newest(operation) for operation in (left, right)]
     kinds = sorted({kind for checkpoint in newest for kind in checkpoint.digests})
     same = {kind: newest[0].digests[kind] == newest[1].digests[kind] for kind in kinds}
-    difference = None if all(same.values()) else _difference(client, newest[0], newest[1])
+    difference = None if all(same.values()) else _difference(connection, newest[0], newest[1])
     return Comparison(newest[0], newest[1], same, difference)
 
 
@@ -73,12 +74,12 @@ def _newest(operation: Operation) -> Checkpoint:
     return checkpoint
 
 
-def _difference(client: Client, left: Checkpoint, right: Checkpoint) -> Difference:
-    traces = [_trace(client, checkpoint) for checkpoint in (left, right)]
+def _difference(connection: Connection, left: Checkpoint, right: Checkpoint) -> Difference:
+    traces = [_trace(connection, checkpoint) for checkpoint in (left, right)]
     common = min(map(len, traces))
     step = next((n + 1 for n in range(common) if traces[0][n] != traces[1][n]), None)
-    pair = _pair_after(client, left, right, (common if step is None else step))
-    manifests = [_manifest(client, name) for name in (pair or _names(left, right))]
+    pair = _pair_after(connection, left, right, (common if step is None else step))
+    manifests = [_manifest(connection, name) for name in (pair or _names(left, right))]
     return Difference(
         step=step,
         compared_step=manifests[0].step if pair else None,
@@ -92,13 +93,13 @@ def _difference(client: Client, left: Checkpoint, right: Checkpoint) -> Differen
 
 
 def _pair_after(
-    client: Client, left: Checkpoint, right: Checkpoint, step: int
+    connection: Connection, left: Checkpoint, right: Checkpoint, step: int
 ) -> tuple[str, str] | None:
     """The earliest checkpoints of both at one step, not before a step, that differ."""
     by_step = [
         {
             checkpoint.step: checkpoint
-            for checkpoint in client.checkpoints(newest.operation_id)
+            for checkpoint in connection.each(requests.list_checkpoints(newest.operation_id))
             if checkpoint.step >= step
         }
         for newest in (left, right)
@@ -114,14 +115,15 @@ def _names(left: Checkpoint, right: Checkpoint) -> tuple[str, str]:
     return left.reference.checkpoint_id, right.reference.checkpoint_id
 
 
-def _trace(client: Client, checkpoint: Checkpoint) -> array[int]:
+def _trace(connection: Connection, checkpoint: Checkpoint) -> array[int]:
     """One number for each step that a training has taken."""
     numbers: array[int] = array("q")
     if "trace" not in checkpoint.digests:
         return numbers
     name = checkpoint.reference.checkpoint_id
+    urls = requests.get_download_urls(name, CheckpointPart.CHECKPOINT_PART_TRACE)
     chunks: dict[str, bytes] = {}
-    for blob in client.downloads(name, CheckpointPart.CHECKPOINT_PART_TRACE):
+    for blob in connection.ask(urls).blobs:
         content = fetch(blob)
         for placed in parse_header(memoryview(content)):
             end = placed.offset + placed.spec.length
@@ -131,8 +133,9 @@ def _trace(client: Client, checkpoint: Checkpoint) -> array[int]:
     return numbers
 
 
-def _manifest(client: Client, checkpoint_id: str) -> Manifest:
-    (blob,) = client.downloads(checkpoint_id, CheckpointPart.CHECKPOINT_PART_MANIFEST)
+def _manifest(connection: Connection, checkpoint_id: str) -> Manifest:
+    call = requests.get_download_urls(checkpoint_id, CheckpointPart.CHECKPOINT_PART_MANIFEST)
+    (blob,) = connection.ask(call).blobs
     return Manifest.from_bytes(fetch(blob))
 
 

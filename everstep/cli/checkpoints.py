@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from everstep.calls import requests
 from everstep.cli.console import (
     Address,
     OperationName,
@@ -21,9 +25,10 @@ from everstep.cli.console import (
     size,
     words,
 )
+from everstep.cli.naming import find_operation
 from everstep.cli.scrub import verify_all
 from everstep.control.v1.checkpoints_pb2 import CheckpointPart
-from everstep.downloads import download
+from everstep.downloads import Advance, check_target, download, newest_checkpoint
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.checkpoint_pb2 import Checkpoint, CheckpointTrigger
 
@@ -41,9 +46,9 @@ def list_checkpoints(
     output: Output = OutputFormat.TABLE,
 ) -> None:
     """List checkpoints, newest first."""
-    with connect(address) as client:
-        name = client.find_operation(operation) if operation else ""
-        found = list(client.checkpoints(name))
+    with connect(address) as connection:
+        name = find_operation(connection, operation).operation_id if operation else ""
+        found = list(connection.each(requests.list_checkpoints(name)))
     if output is OutputFormat.JSON:
         for checkpoint in found:
             print_json(checkpoint)
@@ -65,8 +70,8 @@ def show(
     checkpoint: CheckpointName, address: Address = "", output: Output = OutputFormat.TABLE
 ) -> None:
     """Everything about one checkpoint."""
-    with connect(address) as client:
-        found = client.checkpoint(checkpoint)
+    with connect(address) as connection:
+        found = connection.ask(requests.get_checkpoint(checkpoint))
     if output is OutputFormat.JSON:
         print_json(found)
         return
@@ -90,8 +95,8 @@ def pin(
     address: Address = "",
 ) -> None:
     """Keep a checkpoint whatever its retention says."""
-    with connect(address) as client:
-        client.pin(checkpoint, not off)
+    with connect(address) as connection:
+        connection.ask(requests.pin_checkpoint(checkpoint, not off))
     print(f"{checkpoint} {'is no longer pinned' if off else 'is pinned'}")
 
 
@@ -104,8 +109,8 @@ def delete(
     """Delete a checkpoint."""
     if not yes:
         typer.confirm(f"delete {checkpoint}?", abort=True, err=True)
-    with connect(address) as client:
-        client.delete_checkpoint(checkpoint)
+    with connect(address) as connection:
+        connection.ask(requests.delete_checkpoint(checkpoint))
     print(f"{checkpoint} deleted")
 
 
@@ -125,12 +130,12 @@ def verify(
         raise EverstepError(
             Reason.INVALID_REQUEST, "name a checkpoint or --operation, not both; leave one out"
         )
-    with connect(address) as client:
+    with connect(address) as connection:
         if not checkpoint:
-            name = client.find_operation(operation) if operation else ""
-            verify_all(client.verify_all(name), output)
+            name = find_operation(connection, operation).operation_id if operation else ""
+            verify_all(connection.stream(requests.verify_checkpoints(name)), output)
             return
-        verified = client.verify(checkpoint)
+        verified = connection.ask(requests.verify_checkpoint(checkpoint))
     if output is OutputFormat.JSON:
         print_json(verified)
     else:
@@ -156,10 +161,7 @@ def pull(
     address: Address = "",
 ) -> None:
     """Download a training's weights as one safetensors file, verified."""
-    if path.exists() and not force:
-        raise EverstepError(Reason.INVALID_REQUEST, f"{path} is there already; add --force")
-    if not path.parent.is_dir():
-        raise EverstepError(Reason.INVALID_REQUEST, f"there is no folder {path.parent}")
+    check_target(path, overwrite=force)
     part = CheckpointPart.CHECKPOINT_PART_WEIGHTS
     if best:
         part = CheckpointPart.CHECKPOINT_PART_BEST_WEIGHTS
@@ -167,31 +169,20 @@ def pull(
         part = CheckpointPart.CHECKPOINT_PART_AVERAGE_WEIGHTS
     if optimizer:
         part = CheckpointPart.CHECKPOINT_PART_OPTIMIZER
-    with connect(address) as client:
-        found = client.operation(client.find_operation(operation))
-        chosen = client.checkpoint(checkpoint) if checkpoint else found.latest_checkpoint
-        name = chosen.reference.checkpoint_id
-        if not name:
-            raise EverstepError(
-                Reason.NO_CHECKPOINT, f"{found.operation_id} has no checkpoint to pull yet"
-            )
-        blobs = client.downloads(name, part)
-        metadata = {
-            "everstep.operation": found.operation_id,
-            "everstep.checkpoint": name,
-            "everstep.step": str(chosen.step),
-            "everstep.state_digest": chosen.digests["state"],
-            "everstep.lineage": chosen.lineage,
-        }
-        count = download(blobs, path, metadata, messages())
+    with connect(address) as connection:
+        name = checkpoint or newest_checkpoint(find_operation(connection, operation))
+        chosen = connection.ask(requests.get_checkpoint(name))
+        blobs = connection.ask(requests.get_download_urls(name, part)).blobs
+        with _download_bar(sum(blob.bytes for blob in blobs)) as advance:
+            count = download(blobs, chosen, path, advance)
     print(path)
     messages().print(f"{size(count)} of {name}, step {chosen.step}, verified")
 
 
 def usage(address: Address = "", output: Output = OutputFormat.TABLE) -> None:
     """What checkpoints take in the store, and what sharing saves."""
-    with connect(address) as client:
-        found = client.usage()
+    with connect(address) as connection:
+        found = connection.ask(requests.get_storage_usage())
     if output is OutputFormat.JSON:
         print_json(found)
         return
@@ -228,8 +219,8 @@ def gc(
     output: Output = OutputFormat.TABLE,
 ) -> None:
     """Remove blobs that no checkpoint needs, and what is left of uploads that nobody ended."""
-    with connect(address) as client:
-        found = client.collect_garbage(dry_run=dry_run)
+    with connect(address) as connection:
+        found = connection.ask(requests.collect_garbage(dry_run=dry_run))
     if output is OutputFormat.JSON:
         print_json(found)
         return
@@ -240,6 +231,19 @@ def gc(
     )
     verb = "would abort" if dry_run else "aborted"
     print(f"{verb} {found.aborted_uploads} unfinished uploads ({size(found.aborted_bytes)})")
+
+
+@contextmanager
+def _download_bar(total: int) -> Iterator[Advance]:
+    columns = (
+        TextColumn("downloading"),
+        BarColumn(bar_width=24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=messages(), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda count: progress.update(task, advance=count)
 
 
 def _row(checkpoint: Checkpoint) -> tuple[str, ...]:

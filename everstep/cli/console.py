@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from everstep.client import Client
+from everstep.calls.addresses import DEFAULT_ADDRESS, chosen_address
+from everstep.calls.connection import Connection
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.checkpoint_pb2 import LineageEvent, LineageKind
 
-DEFAULT_ADDRESS = "127.0.0.1:7070"
 CONFIG_FILES = (Path("everstep.toml"), Path("~/.config/everstep/config.toml"))
 
 
@@ -62,20 +62,13 @@ def data() -> Console:
     return Console(highlight=False)
 
 
-def connect(address: str) -> Client:
-    """A client of the control plane at the flag's, the environment's or the config file's address.
+def connect(address: str) -> Connection:
+    """To the control plane at the flag's, the environment's or the config file's address.
 
     Raises:
-        EverstepError: INVALID_REQUEST for a config file that cannot be read.
+        EverstepError: INVALID_REQUEST for a config file that cannot be read, or no address.
     """
-    chosen = address or _configured().get("address", DEFAULT_ADDRESS)
-    host, _, port = str(chosen).rpartition(":")
-    if not host or not port.isdigit():
-        raise EverstepError(
-            Reason.INVALID_REQUEST,
-            f"{chosen!r} is no address; write host:port, as in {DEFAULT_ADDRESS}",
-        )
-    return Client(str(chosen))
+    return Connection(chosen_address(address, str(_configured().get("address", DEFAULT_ADDRESS))))
 
 
 def _configured() -> dict[str, Any]:

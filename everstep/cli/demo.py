@@ -13,9 +13,11 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
+from everstep.calls.connection import Connection
+from everstep.calls.requests import create_operation, get_operation
+from everstep.calls.watch import Watch
 from everstep.cli.console import data, duration, messages, print_rows
 from everstep.cli.display import TrainingDisplay
-from everstep.client import Client
 from everstep.control.v1.operations_pb2 import (
     OPERATION_STATE_COMPLETED,
     Operation,
@@ -24,6 +26,7 @@ from everstep.control.v1.operations_pb2 import (
 from everstep.errors import EverstepError, Reason
 from everstep.local_stack import LocalStack, StackPorts
 from everstep.strategy import parse_strategy
+from everstep.training.v1.strategy_pb2 import TrainingStrategy
 
 #: A CNN with BatchNorm and dropout on 1,797 handwritten digits: state of every kind to get wrong.
 STRATEGY: Final[dict[str, Any]] = {
@@ -68,24 +71,24 @@ def demo(
             lambda text: console.print(f"[yellow]![/] {text}", highlight=False),
         )
         console.print("starting object store, control plane and trainer ...")
-        with stack.running(), Client(stack.address) as client:
+        with stack.running(), Connection(stack.address) as connection:
             print_rows(
                 ("SERVICE", "ADDRESS", "PROCESS"),
                 ((name, address, str(pid)) for name, address, pid, _ in stack.rows()),
             )
             console.print(f"objects are in {stack.store_described}", soft_wrap=True)
-            same = _killed_and_compared(console, stack, client)
+            same = _killed_and_compared(console, stack, connection)
     if not same:
         raise typer.Exit(1)
 
 
-def _killed_and_compared(console: Console, stack: LocalStack, client: Client) -> bool:
+def _killed_and_compared(console: Console, stack: LocalStack, connection: Connection) -> bool:
     strategy = parse_strategy(STRATEGY)
     console.print("\n[bold]1. A training, killed twice[/]")
     killed_began = time.monotonic()
-    killed = _Watched(console, client, client.create_operation(strategy).operation_id)
+    killed = _Watched(console, connection, strategy)
     killed.until(_in_mid_epoch(CHILD_DIES_IN))
-    pid = client.operation(killed.name).attempts[-1].process_id
+    pid = connection.ask(get_operation(killed.name)).attempts[-1].process_id
     killed.say(f"[bold red]⚡ SIGKILL to the training process ({pid}), in mid-epoch[/]")
     os.kill(pid, signal.SIGKILL)
     killed.until(lambda event: event.progress.HasField("training_restarted"))
@@ -98,7 +101,7 @@ def _killed_and_compared(console: Console, stack: LocalStack, client: Client) ->
 
     console.print("\n[bold]2. The same strategy, left alone[/]")
     alone_began = time.monotonic()
-    alone = _Watched(console, client, client.create_operation(strategy).operation_id)
+    alone = _Watched(console, connection, strategy)
     second = alone.result()
     alone_seconds = time.monotonic() - alone_began
     return _compare(
@@ -109,10 +112,12 @@ def _killed_and_compared(console: Console, stack: LocalStack, client: Client) ->
 class _Watched:
     """One operation on its way, shown to the person at the terminal."""
 
-    def __init__(self, console: Console, client: Client, name: str) -> None:
-        self.name = name
+    def __init__(
+        self, console: Console, connection: Connection, strategy: TrainingStrategy
+    ) -> None:
+        self.name = connection.ask(create_operation(strategy)).operation_id
         self._console = console
-        self._client = client
+        self._connection = connection
         self._after = 0
 
     def say(self, text: str) -> None:
@@ -125,19 +130,19 @@ class _Watched:
             EverstepError: TRAINING_FAILED when the operation ends before.
         """
         if not self._show(wanted):
-            raise self._unexpected(self._client.operation(self.name))
+            raise self._unexpected(self._connection.ask(get_operation(self.name)))
 
     def result(self) -> Operation:
         """Shows the rest, and returns how it ended."""
         self._show(lambda _event: False)
-        operation = self._client.operation(self.name)
+        operation = self._connection.ask(get_operation(self.name))
         if operation.state != OPERATION_STATE_COMPLETED:
             raise self._unexpected(operation)
         return operation
 
     def _show(self, wanted: Wanted) -> bool:
         with TrainingDisplay(self._console, not self._console.is_terminal) as display:
-            for event in self._client.watch(self.name, self._after):
+            for event in Watch(self._connection, self.name, self._after):
                 self._after = max(self._after, event.sequence)
                 display.show(event)
                 if wanted(event):

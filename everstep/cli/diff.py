@@ -16,6 +16,7 @@ from everstep.cli.console import (
     print_json,
     print_rows,
 )
+from everstep.cli.naming import find_operation
 from everstep.comparison import Comparison, compare
 
 _TENSORS_NAMED = 8
@@ -31,9 +32,9 @@ def diff(
 
     Compared are their newest checkpoints, so a training that still runs can be compared, too.
     """
-    with connect(address) as client:
-        left, right = (client.operation(client.find_operation(name)) for name in (first, second))
-        found = compare(client, left, right)
+    with connect(address) as connection:
+        left, right = (find_operation(connection, name) for name in (first, second))
+        found = compare(connection, left, right)
     if output is OutputFormat.JSON:
         _print_json(found)
     else:

@@ -14,6 +14,7 @@ import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.markup import escape
 
+from everstep.calls import requests
 from everstep.cli.console import Address, Output, OutputFormat, connect, data, print_json, size
 from everstep.errors import EverstepError
 from everstep.object_store_process import find_minio_binary
@@ -83,12 +84,12 @@ def _disk() -> Finding:
 
 
 def _services(address: str) -> list[Finding]:
-    with connect(address) as client:
+    with connect(address) as connection:
         try:
-            trainers = client.trainers()
+            trainers = connection.ask(requests.list_trainers()).trainers
         except EverstepError as error:
             return [("fail", "control plane", error.message)]
-        findings: list[Finding] = [("ok", "control plane", f"answers at {client.address}")]
+        findings: list[Finding] = [("ok", "control plane", f"answers at {connection.address}")]
         alive = [trainer for trainer in trainers if trainer.alive]
         if alive:
             names = ", ".join(trainer.trainer_id for trainer in alive)
@@ -98,7 +99,7 @@ def _services(address: str) -> list[Finding]:
                 ("fail", "trainers", "none is alive; start one with python -m trainer_service")
             )
         try:
-            usage = client.usage()
+            usage = connection.ask(requests.get_storage_usage())
         except EverstepError as error:
             findings.append(("fail", "store", error.message))
         else:

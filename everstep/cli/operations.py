@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from everstep.calls import requests
+from everstep.calls.cursor import FINAL_STATES
+from everstep.calls.waiting import ended, take_checkpoint
 from everstep.cli.console import (
     Address,
     OperationName,
@@ -24,7 +28,7 @@ from everstep.cli.console import (
     size,
     words,
 )
-from everstep.client import FINAL_STATES
+from everstep.cli.naming import find_operation
 from everstep.control.v1.operations_pb2 import Operation, OperationState
 from everstep.errors import EverstepError, Reason
 
@@ -45,12 +49,9 @@ def ops(
 ) -> None:
     """List operations, newest first."""
     states = [_state(name) for name in state or []]
-    with connect(address) as client:
-        found = []
-        for operation in client.operations(states, resumable):
-            found.append(operation)
-            if len(found) == limit:
-                break
+    with connect(address) as connection:
+        pages = requests.list_operations(states, resumable=resumable)
+        found = list(islice(connection.each(pages), limit))
     if output is OutputFormat.JSON:
         for operation in found:
             print_json(operation)
@@ -80,8 +81,8 @@ def show(
     operation: OperationName, address: Address = "", output: Output = OutputFormat.TABLE
 ) -> None:
     """Everything about one operation."""
-    with connect(address) as client:
-        found = client.operation(client.find_operation(operation))
+    with connect(address) as connection:
+        found = find_operation(connection, operation)
     if output is OutputFormat.JSON:
         print_json(found)
         return
@@ -121,14 +122,12 @@ def cancel(
     output: Output = OutputFormat.TABLE,
 ) -> None:
     """Stop an operation after its current step, with a checkpoint to resume from."""
-    with connect(address) as client:
-        name = client.find_operation(operation)
-        cancelled = client.cancel(name, discard=discard)
+    with connect(address) as connection:
+        name = find_operation(connection, operation).operation_id
+        cancelled = connection.ask(requests.cancel_operation(name, discard=discard))
         if wait and cancelled.state not in FINAL_STATES:
             messages().print(f"{name} is stopping; its last step is being saved")
-            for _ in client.watch(name, cancelled.last_sequence):
-                pass
-            cancelled = client.operation(name)
+            cancelled = ended(connection, cancelled)
     if output is OutputFormat.JSON:
         print_json(cancelled)
         return
@@ -140,15 +139,9 @@ def cancel(
 
 def checkpoint(operation: OperationName, address: Address = "") -> None:
     """Take a checkpoint now, after the current step."""
-    with connect(address) as client:
-        name = client.find_operation(operation)
-        after = client.operation(name).last_sequence
-        client.checkpoint_now(name)
-        for event in client.watch(name, after):
-            if event.progress.HasField("checkpoint_committed"):
-                print(event.progress.checkpoint_committed.checkpoint.reference.checkpoint_id)
-                return
-    raise EverstepError(Reason.NOT_RUNNING, f"{name} ended before the checkpoint was taken")
+    with connect(address) as connection:
+        taken = take_checkpoint(connection, find_operation(connection, operation))
+    print(taken.reference.checkpoint_id)
 
 
 def delete(
@@ -157,11 +150,11 @@ def delete(
     address: Address = "",
 ) -> None:
     """Delete a finished operation, its log and its checkpoints."""
-    with connect(address) as client:
-        name = client.find_operation(operation)
+    with connect(address) as connection:
+        name = find_operation(connection, operation).operation_id
         if not yes:
             typer.confirm(f"delete {name} with all its checkpoints?", abort=True, err=True)
-        client.delete_operation(name)
+        connection.ask(requests.delete_operation(name))
     print(f"{name} deleted")
 
 

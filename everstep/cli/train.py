@@ -12,6 +12,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from everstep.calls import requests
+from everstep.calls.connection import Connection
+from everstep.calls.cursor import FINAL_STATES
+from everstep.calls.watch import Watch
 from everstep.cli.console import (
     Address,
     OperationName,
@@ -23,9 +27,10 @@ from everstep.cli.console import (
     words,
 )
 from everstep.cli.display import TrainingDisplay
-from everstep.client import FINAL_STATES, Client
+from everstep.cli.naming import find_operation
 from everstep.control.v1 import operations_pb2
 from everstep.control.v1.operations_pb2 import Operation, OperationState
+from everstep.downloads import newest_checkpoint
 from everstep.errors import EverstepError, Reason
 from everstep.strategy import read_strategy
 from everstep.training.v1.strategy_pb2 import StrategyOverrides
@@ -50,11 +55,11 @@ def train(
     """Start a training and watch it. Ctrl-C detaches; the training goes on."""
     parsed = read_strategy(strategy)
     labels = dict(_label(text) for text in label or [])
-    with connect(address) as client:
-        operation = client.create_operation(
-            parsed, display_name=name, labels=labels, from_checkpoint=from_checkpoint
-        )
-        _detached_or_watched(client, operation, 0, detach, output)
+    call = requests.create_operation(
+        parsed, display_name=name, labels=labels, from_checkpoint=from_checkpoint
+    )
+    with connect(address) as connection:
+        _detached_or_watched(connection, connection.ask(call), 0, detach, output)
 
 
 def watch(
@@ -64,8 +69,8 @@ def watch(
     output: Output = OutputFormat.TABLE,
 ) -> None:
     """Watch an operation: what has happened, then what happens."""
-    with connect(address) as client:
-        follow(client, client.find_operation(operation), after, output)
+    with connect(address) as connection:
+        follow(connection, find_operation(connection, operation).operation_id, after, output)
 
 
 def resume(
@@ -91,11 +96,13 @@ def resume(
     overrides = None
     if epochs is not None or allow_inexact:
         overrides = StrategyOverrides(epochs=epochs, allow_inexact=allow_inexact)
-    with connect(address) as client:
-        name = client.find_operation(operation)
-        before = client.operation(name).last_sequence
-        resumed = client.resume(name, checkpoint_id=checkpoint, overrides=overrides)
-        _detached_or_watched(client, resumed, before, detach, output)
+    with connect(address) as connection:
+        found = find_operation(connection, operation)
+        call = requests.resume_operation(
+            found.operation_id, checkpoint_id=checkpoint, overrides=overrides
+        )
+        resumed = connection.ask(call)
+        _detached_or_watched(connection, resumed, found.last_sequence, detach, output)
 
 
 def fork(
@@ -116,23 +123,19 @@ def fork(
 
     For changes that no option names: `everstep train STRATEGY.yaml --from-checkpoint CHECKPOINT`.
     """
-    with connect(address) as client:
-        parent = client.operation(client.find_operation(operation))
-        chosen = checkpoint or parent.latest_checkpoint.reference.checkpoint_id
-        if not chosen:
-            raise EverstepError(
-                Reason.NO_CHECKPOINT, f"{parent.operation_id} has no checkpoint to begin with yet"
-            )
+    with connect(address) as connection:
+        parent = find_operation(connection, operation)
+        chosen = checkpoint or newest_checkpoint(parent)
         strategy = parent.strategy
         if epochs is not None:
             strategy.training.epochs = epochs
         if learning_rate is not None:
             strategy.optimizer.args["lr"] = learning_rate
-        forked = client.create_operation(strategy, display_name=name, from_checkpoint=chosen)
-        _detached_or_watched(client, forked, 0, detach, output)
+        call = requests.create_operation(strategy, display_name=name, from_checkpoint=chosen)
+        _detached_or_watched(connection, connection.ask(call), 0, detach, output)
 
 
-def follow(client: Client, operation_id: str, after: int, output: OutputFormat) -> None:
+def follow(connection: Connection, operation_id: str, after: int, output: OutputFormat) -> None:
     """Watches to the end; the exit code is 1 when the training failed."""
     console = messages()
     last = after
@@ -148,7 +151,7 @@ def follow(client: Client, operation_id: str, after: int, output: OutputFormat) 
 
         try:
             with _interruptible() as check_interrupt:
-                for event in client.watch(operation_id, after, interrupted):
+                for event in Watch(connection, operation_id, after, interrupted):
                     last = max(last, event.sequence)
                     if output is OutputFormat.JSON:
                         print_json(event)
@@ -162,7 +165,7 @@ def follow(client: Client, operation_id: str, after: int, output: OutputFormat) 
                 f"  everstep cancel {operation_id}      (then: everstep resume {operation_id})"
             )
             raise typer.Exit(0) from None
-    operation = client.operation(operation_id)
+    operation = connection.ask(requests.get_operation(operation_id))
     if output is not OutputFormat.JSON:
         summarise(operation)
     if operation.state == operations_pb2.OPERATION_STATE_FAILED:
@@ -207,7 +210,7 @@ def summarise(operation: Operation) -> None:
 
 
 def _detached_or_watched(
-    client: Client, operation: Operation, after: int, detach: bool, output: OutputFormat
+    connection: Connection, operation: Operation, after: int, detach: bool, output: OutputFormat
 ) -> None:
     name = operation.operation_id
     if detach:
@@ -220,7 +223,7 @@ def _detached_or_watched(
         messages().print(
             f"[bold]{escape(operation.display_name)}[/] is operation [bold cyan]{name}[/]"
         )
-    follow(client, name, after, output)
+    follow(connection, name, after, output)
 
 
 @contextmanager

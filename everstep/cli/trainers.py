@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from everstep.calls import requests
 from everstep.cli.console import (
     Address,
     Output,
@@ -27,8 +28,8 @@ def list_trainers(
     """List trainers, and what each runs."""
     if context.invoked_subcommand is not None:
         return
-    with connect(address) as client:
-        found = client.trainers()
+    with connect(address) as connection:
+        found = connection.ask(requests.list_trainers()).trainers
     if output is OutputFormat.JSON:
         for trainer in found:
             print_json(trainer)
@@ -60,8 +61,8 @@ def drain(
     address: Address = "",
 ) -> None:
     """Give a trainer no new work."""
-    with connect(address) as client:
-        drained = client.drain_trainer(trainer, undo=undo)
+    with connect(address) as connection:
+        drained = connection.ask(requests.drain_trainer(trainer, undo=undo))
     print(f"{drained.trainer_id} {_state(drained)}")
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import grpc
 
-Options = list[tuple[str, int | str]]
+Option = tuple[str, int | str]
+Options = list[Option]
 
 #: Seconds a unary call may take when the caller names no deadline.
 UNARY_DEADLINE_SECONDS = 10.0
@@ -41,11 +44,11 @@ SERVER_OPTIONS: Options = [
 ]
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
+def open_channel(address: str, more: Sequence[Option] = ()) -> grpc.aio.Channel:
     """An asyncio channel to `host:port`; it connects at the first call."""
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    return grpc.aio.insecure_channel(address, options=[*CHANNEL_OPTIONS, *more])
 
 
-def open_sync_channel(address: str) -> grpc.Channel:
+def open_sync_channel(address: str, more: Sequence[Option] = ()) -> grpc.Channel:
     """A blocking channel to `host:port`; it connects at the first call."""
-    return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    return grpc.insecure_channel(address, options=[*CHANNEL_OPTIONS, *more])

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ import yaml
 
 from checkpoint_store import open_blob_store
 from checkpoint_store.digests import kind_digest, tensor_digest
+from everstep.calls.connection import Connection
+from everstep.calls.requests import create_operation
+from everstep.calls.watch import Watch
 from everstep.cli.console import OutputFormat
 from everstep.cli.train import follow
-from everstep.client import Client
 from everstep.control.v1.operations_pb2 import OperationEvent
 from everstep.strategy import read_strategy, strategy_content
 from tests.services.processes import PATIENCE_SECONDS, ServiceProcess, wait_for
@@ -201,23 +203,27 @@ class LosesTheInterrupt:
         signal.raise_signal(signal.SIGINT)
 
 
-class ClientThatLosesTheInterrupt(Client):
-    def watch(self, *arguments: Any, **named: Any) -> Iterator[OperationEvent]:
-        for event in super().watch(*arguments, **named):
-            if event.progress.HasField("epoch_completed"):
-                LosesTheInterrupt()
-            yield event
+class WatchThatLosesTheInterrupt(Watch):
+    def __next__(self) -> OperationEvent:
+        event = super().__next__()
+        if event.progress.HasField("epoch_completed"):
+            LosesTheInterrupt()
+        return event
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_is_heard_wherever_it_comes(
-    control_plane: ServiceProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    control_plane: ServiceProcess,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("everstep.cli.train.Watch", WatchThatLosesTheInterrupt)
     strategy = read_strategy(Path(write_strategy(tmp_path, "digits", epochs=30)))
-    with ClientThatLosesTheInterrupt(control_plane.address) as client:
-        operation = client.create_operation(strategy).operation_id
+    with Connection(control_plane.address) as connection:
+        operation = connection.ask(create_operation(strategy)).operation_id
         with pytest.raises(typer.Exit):
-            follow(client, operation, 0, OutputFormat.TABLE)
+            follow(connection, operation, 0, OutputFormat.TABLE)
     assert f"detached from {operation}" in capsys.readouterr().err
 
 
