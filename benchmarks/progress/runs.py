@@ -13,7 +13,8 @@ from benchmarks.progress.bare_server import OPERATION_ID
 from benchmarks.progress.filled_log import FilledLog, strategy
 from benchmarks.progress.processes import Part, control_plane
 from benchmarks.progress.words import BEGIN_INDEX
-from everstep.client import Client
+from everstep import Client
+from everstep.sdk.events import PhaseChanged
 
 PACKAGE: Final = "benchmarks.progress"
 #: Watchers beyond so many are shared among two processes.
@@ -52,13 +53,9 @@ def everstep(folder: Path, events: int, rate: float) -> Iterator[Source]:
         trainer = Part(f"{PACKAGE}.scripted_trainer", asked, folder / "trainer.log")
         parts.enter_context(trainer)
         with Client(address) as client:
-            operation_id = client.create_operation(strategy()).operation_id
-            ready = next(
-                event.sequence
-                for event in client.watch(operation_id)
-                if event.progress.index == BEGIN_INDEX
-            )
-        source = Source(service, address, operation_id, ready)
+            operation = client.train(strategy())
+            ready = next(e.sequence for e in operation.events() if isinstance(e, PhaseChanged))
+        source = Source(service, address, operation.id, ready)
         source.speaker = trainer
         yield source
 
