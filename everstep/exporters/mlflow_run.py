@@ -127,7 +127,9 @@ class MlflowRun:
         self._newest_step: dict[str, int] = {
             metric.key: metric.step for metric in run.data.to_proto().metrics
         }
+        #: Values by step of metrics that went back: as MLflow has them, and as they are on the way.
         self._there: dict[str, dict[int, float]] = {}
+        self._on_the_way: dict[str, dict[int, float]] = {}
 
     def _write_parameters(self, operation: Operation) -> None:
         # What a resume has changed stands in its events: a parameter of MLflow's never changes.
@@ -155,6 +157,7 @@ class MlflowRun:
             self._client.log_batch(self._run_id, metrics=some_metrics)
         for some_tags in _portions(tags, _TAGS):
             self._client.log_batch(self._run_id, tags=some_tags)
+        self._on_the_way.clear()
         self._write_state(entries)
         self._client.set_tag(self._run_id, SEQUENCE_TAG, str(entries[-1].sequence))
         self._sequence = entries[-1].sequence
@@ -176,11 +179,13 @@ class MlflowRun:
         if name not in self._there:
             history = self._client.get_metric_history(self._run_id, name)
             self._there[name] = {metric.step: metric.value for metric in history}
-        value = self._there[name].get(scalar.step)
+        on_the_way = self._on_the_way.get(name, {})
+        value = on_the_way.get(scalar.step, self._there[name].get(scalar.step))
         return value is not None and (scalar.measured or _same(value, scalar.value))
 
     def _remember(self, name: str, scalar: Scalar) -> None:
         self._newest_step[name] = max(scalar.step, self._newest_step.get(name, -1))
+        self._on_the_way.setdefault(name, {})[scalar.step] = scalar.value
         if name in self._there:
             self._there[name][scalar.step] = scalar.value
 

@@ -15,6 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -89,8 +90,7 @@ class TensorBoardRun:
     def _write_heads(self, operation: Operation, began: float) -> None:
         for file in self._files.values():
             file.append(Event(wall_time=began, file_version=_FILE_VERSION))
-        values = hyperparameters(operation.strategy.content)
-        self._curves.append(Event(wall_time=began, summary=hparams_pb(values, operation.id, began)))
+        self._curves.append(Event(wall_time=began, summary=_hyperparameters(operation, began)))
         self._save()
 
     def _write_entry(self, entry: Entry) -> None:
@@ -142,10 +142,11 @@ class _RecordFile:
                 f"{path} has lost events that were exported; remove its folder to export anew",
             )
         self._file.truncate(size)
+        self._file.seek(size)
         self._records = RecordWriter(self._file)
 
     def append(self, event: Event) -> None:
-        self._records.write(event.SerializeToString())
+        self._records.write(event.SerializeToString(deterministic=True))
 
     def sync(self) -> int:
         """Puts it on the disk; returns its size."""
@@ -155,6 +156,17 @@ class _RecordFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _hyperparameters(operation: Operation, began: float) -> Summary:
+    summary: Summary = hparams_pb(
+        hyperparameters(operation.strategy.content), operation.id, start_time_secs=began
+    )
+    data = summary.value[0].metadata.plugin_data
+    # Their order within is another one each time.
+    content = HParamsPluginData.FromString(data.content)
+    data.content = content.SerializeToString(deterministic=True)
+    return summary
 
 
 def _text_summary(kind: str, message: str) -> Summary:
