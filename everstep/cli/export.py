@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from queue import Queue
+from threading import Lock, Thread
+from typing import Annotated, Final
 
 import typer
 
@@ -25,6 +27,9 @@ from everstep.exporters.following import Export
 from everstep.exporters.targets import Target
 from everstep.sdk.handle import Handle
 from everstep.sdk.operations import Operation
+
+#: One at a time makes the experiment, or a database's tables.
+_OPENING: Final = Lock()
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
@@ -98,38 +103,55 @@ def _export(
     output: OutputFormat,
 ) -> None:
     """Each operation on its own: one that cannot be exported keeps no other from it."""
-    handles = {
-        found: Handle(connection, found)
-        for found in (find_operation(connection, name).operation_id for name in names)
-    }
+    found = dict.fromkeys(find_operation(connection, name).operation_id for name in names)
     failures: list[EverstepError] = []
-    with ThreadPoolExecutor(len(handles) if follow else 1) as threads:
-        running = [
-            threads.submit(_export_one, handle, open_target, follow) for handle in handles.values()
-        ]
-        for finished in as_completed(running):
-            try:
-                operation_id, place, sequence = finished.result()
-            except EverstepError as error:
-                failures.append(error)
-                continue
-            if output is OutputFormat.JSON:
-                print_json({"operation_id": operation_id, "place": place, "sequence": sequence})
-            else:
-                print(place)
+    outcomes: Queue[_Exported | Exception] = Queue()
+    for operation_id in found:
+        work = (Handle(connection, operation_id), open_target, follow, outcomes)
+        if follow:
+            # A thread that is left behind at Ctrl-C is a killed export.
+            Thread(target=_export_one, args=work, daemon=True).start()
+        else:
+            _export_one(*work)
+    for _ in found:
+        outcome = outcomes.get()
+        if isinstance(outcome, EverstepError):
+            failures.append(outcome)
+        elif isinstance(outcome, Exception):
+            raise outcome
+        elif output is OutputFormat.JSON:
+            print_json(asdict(outcome))
+        else:
+            print(outcome.place)
     for failure in failures[1:]:
         messages().print(f"error: {failure.message} ({failure.reason})", markup=False)
     if failures:
         raise failures[0]
 
 
+@dataclass(frozen=True)
+class _Exported:
+    operation_id: str
+    #: A folder, or the id of a run.
+    place: str
+    #: The last that is there.
+    sequence: int
+
+
 def _export_one(
-    handle: Handle, open_target: Callable[[Operation], Target], follow: bool
-) -> tuple[str, str, int]:
-    """The operation, where it is, and the last sequence there."""
-    with closing(open_target(handle.describe())) as target:
-        export = Export(handle, target, lambda text: messages().print(text, markup=False))
-        return handle.id, target.place, export.run(follow=follow)
+    handle: Handle,
+    open_target: Callable[[Operation], Target],
+    follow: bool,
+    outcomes: Queue[_Exported | Exception],
+) -> None:
+    try:
+        with _OPENING:
+            opened = open_target(handle.describe())
+        with closing(opened) as target:
+            export = Export(handle, target, lambda text: messages().print(text, markup=False))
+            outcomes.put(_Exported(handle.id, target.place, export.run(follow=follow)))
+    except Exception as error:
+        outcomes.put(error)
 
 
 def _not_installed(name: str, extra: str) -> EverstepError:

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Final, TypeVar
 
-# What MLflow's server is told about is what it was given: no word to MLflow's makers, unless the
-# environment says otherwise; and an error after half a minute without an answer, not after four.
+# MLflow tells its makers of its use, unless the environment says otherwise; nothing of it on
+# standard output; and an error after half a minute without an answer rather than after four.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 
 from mlflow import MlflowClient

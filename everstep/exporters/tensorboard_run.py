@@ -27,6 +27,7 @@ from everstep.sdk.operations import Operation
 
 _STATE: Final = "everstep.json"
 _FILE_VERSION: Final = "brain.Event:2"
+_START: Final = SessionLog(status=SessionLog.START)
 
 
 class TensorBoardRun:
@@ -90,6 +91,8 @@ class TensorBoardRun:
     def _write_heads(self, operation: Operation, began: float) -> None:
         for file in self._files.values():
             file.append(Event(wall_time=began, file_version=_FILE_VERSION))
+            # The first is the beginning to TensorBoard, only others go back; see `_write_entry`.
+            file.append(Event(wall_time=began, session_log=_START))
         self._curves.append(Event(wall_time=began, summary=_hyperparameters(operation, began)))
         self._save()
 
@@ -97,8 +100,7 @@ class TensorBoardRun:
         time = entry.time.timestamp()
         if entry.goes_on_with is not None:
             # TensorBoard drops what it has of this step and of later ones.
-            begun = SessionLog(status=SessionLog.START)
-            self._curves.append(Event(wall_time=time, step=entry.goes_on_with, session_log=begun))
+            self._curves.append(Event(wall_time=time, step=entry.goes_on_with, session_log=_START))
         for scalar in entry.scalars:
             value = Summary.Value(tag=scalar.name, simple_value=scalar.value)
             self._curves.append(

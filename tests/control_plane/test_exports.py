@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,10 +17,14 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import (
+    EventAccumulator as ServedEvents,
+)
 from tensorboard.plugins.hparams.metadata import (
     SESSION_START_INFO_TAG,
     parse_session_start_info_plugin_data,
 )
+from tensorboard.util.tensor_util import make_ndarray
 
 from everstep.control.v1.operations_pb2 import OPERATION_STATE_COMPLETED
 from everstep.errors import Reason
@@ -82,7 +87,7 @@ async def until_exported(seen: Callable[[], Any]) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             with contextlib.suppress(FileNotFoundError, StopIteration, IndexError):
-                if seen():
+                if await asyncio.to_thread(seen):
                     return
             await asyncio.sleep(0.05)
 
@@ -96,14 +101,19 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """As TensorBoard shows them."""
+    """As TensorBoard shows them, however it reads them."""
     events = EventAccumulator(str(folder)).Reload()
-    return {
-        name: [
+    as_served = ServedEvents(str(folder)).Reload()
+    found = {}
+    for name in events.Tags()["scalars"]:
+        found[name] = [
             (event.step, pytest.approx(event.value, nan_ok=True)) for event in events.Scalars(name)
         ]
-        for name in events.Tags()["scalars"]
-    }
+        assert found[name] == [
+            (event.step, make_ndarray(event.tensor_proto).item())
+            for event in as_served.Tensors(name)
+        ]
+    return found
 
 
 def texts(folder: Path) -> Iterator[tuple[str, str]]:
@@ -181,8 +191,9 @@ async def test_mlflow_has_each_point_once_and_goes_on(
     name = training.operation_id
     await client.watch(name, lambda event: event.progress.HasField("warning"))
     (first,) = await export(name)
-    mlflow = MlflowClient(tracking_uri=uri)
-    run = mlflow.get_run(first["place"])
+    # Beside the loop, in which the trainer says that it is alive.
+    mlflow = await asyncio.to_thread(MlflowClient, tracking_uri=uri)
+    run = await asyncio.to_thread(mlflow.get_run, first["place"])
     assert run.info.status == "RUNNING"
     assert run.info.run_name == "digits-mlp"
     assert run.data.params["optimizer.args.lr"] == "0.001"
@@ -216,7 +227,7 @@ async def test_mlflow_has_each_point_once_and_goes_on(
 async def test_what_cannot_be_exported_is_said(
     client: Client, control_plane: ServiceProcess, tmp_path: Path
 ) -> None:
-    name = await client.create()
+    name, other = await client.create(), await client.create()
     to_files = Exports(control_plane.address, "tensorboard", "--to", str(tmp_path / "runs"))
     assert "there is no operation op-nothing" in (await to_files("op-nothing", code=3))[0]
     (tmp_path / "file").touch()
@@ -225,13 +236,11 @@ async def test_what_cannot_be_exported_is_said(
     nobody = Exports(control_plane.address, "mlflow", "--tracking-uri", "http://127.0.0.1:9")
     assert "MLflow does not answer" in (await nobody(name, code=4))[0]
 
-    following = await to_files.start(name, "--follow")
-    await until_exported(lambda: next((tmp_path / "runs").rglob("everstep.json")))
+    following = await to_files.start(name, other, "--follow")
+    await until_exported(lambda: len(list((tmp_path / "runs").rglob("everstep.json"))) == 2)
     assert "another export writes to" in (await to_files(name, code=2))[0]
-    following.terminate()
-    await following.communicate()
-    (curves_file,) = [
-        path for path in (tmp_path / "runs").rglob("*tfevents*") if path.parent.name != "log"
-    ]
-    os.truncate(curves_file, 10)
+    following.send_signal(signal.SIGINT)
+    await asyncio.wait_for(following.communicate(), PATIENCE_SECONDS)
+    assert following.returncode == 130
+    os.truncate(next((tmp_path / "runs").glob(f"*{name}/*tfevents*")), 10)
     assert "has lost events" in (await to_files(name, code=2))[0]
