@@ -8,7 +8,7 @@ from typing import Final
 
 import tenacity
 
-from everstep.errors import EverstepError, Reason, ServiceUnavailable
+from everstep.errors import EverstepError, HistoryCompacted, Reason, ServiceUnavailable
 from everstep.exporters.entries import Entry, entry_of
 from everstep.exporters.targets import Target
 from everstep.sdk.handle import Handle
@@ -46,26 +46,36 @@ class Export:
                 log; what the target raises, but one that does not answer is waited for while
                 following.
         """
-        described = self._operation.describe()
-        last = described.last_sequence
-        after = max(self._target.sequence, described.first_sequence - 1)
-        if after > self._target.sequence:
-            self._told(
-                f"{described.id}: events {self._target.sequence + 1} to {after} are not in the log "
-                "any more; they are left out"
-            )
-        if after >= last and not follow:
-            return self._target.sequence
+        last = self._operation.describe().last_sequence
+        after = self._target.sequence
+        while follow or after != last:
+            try:
+                self._run_after(after, last, follow=follow)
+                break
+            except HistoryCompacted as compacted:
+                after = max(self._target.sequence, compacted.first_sequence - 1)
+                self._told(
+                    f"{self._operation.id}: events {self._target.sequence + 1} to {after} are not "
+                    "in the log any more; they are left out"
+                )
+        return self._target.sequence
+
+    def _run_after(self, after: int, last: int, *, follow: bool) -> None:
         waiting: list[Entry] = []
         with closing(self._operation.events(after, transient=False)) as events:
-            for event in events:
-                waiting.append(entry_of(event, self._first_step))
-                if event.sequence >= last or len(waiting) == _AT_A_TIME:
+            try:
+                for event in events:
+                    waiting.append(entry_of(event, self._first_step))
+                    if event.sequence >= last or len(waiting) == _AT_A_TIME:
+                        self._write(waiting, patient=follow)
+                        waiting = []
+                    if event.sequence >= last and not follow:
+                        return
+            except HistoryCompacted:
+                # What came before the gap is not to be asked for again.
+                if waiting:
                     self._write(waiting, patient=follow)
-                    waiting = []
-                if event.sequence >= last and not follow:
-                    break
-        return self._target.sequence
+                raise
 
     def _write(self, entries: Sequence[Entry], *, patient: bool) -> None:
         if not patient:

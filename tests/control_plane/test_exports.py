@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -199,10 +200,20 @@ async def test_mlflow_has_each_point_once_and_goes_on(
     assert run.data.params["optimizer.args.lr"] == "0.001"
     assert run.data.tags["everstep.label.team"] == "vision"
 
-    step(training, 25, 0.5, speed=140)
+    following = await export.start(name, "--follow")
+    with sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None) as database:
+        # MLflow cannot write: the export says so, and waits.
+        database.execute("BEGIN IMMEDIATE")
+        step(training, 25, 0.5, speed=140)
+        assert following.stderr is not None
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while b"waiting for it" not in await following.stderr.readline():
+                pass
+        database.execute("ROLLBACK")
     training.complete()
-    await client.until_state(name, OPERATION_STATE_COMPLETED)
-    (second,) = await export(name)
+    out, messages = await asyncio.wait_for(following.communicate(), PATIENCE_SECONDS)
+    assert following.returncode == 0, messages.decode()
+    second = json.loads(out)
     (third,) = await export(name)
     assert second["place"] == first["place"]
     assert first["sequence"] < second["sequence"] == third["sequence"]
