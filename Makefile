@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 SOAK_MINUTES ?= 10
 STUBS := everstep/control everstep/trainer everstep/training buf
 
-.PHONY: setup protos check-protos lint format test soak demo bench-checkpoint picture clean help
+.PHONY: setup protos check-protos lint format test soak demo bench-checkpoint bench-progress picture clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -43,6 +43,11 @@ soak: $(READY)
 ## make bench-checkpoint  Everstep's checkpoints beside its peers': an hour; BENCH="--rounds 1 ..." for less
 bench-checkpoint: $(BENCH_READY)
 	$(BIN)/python -m benchmarks.checkpoint $(BENCH)
+
+## make bench-progress  how fast progress travels, beside a bare stream: a quarter of an hour;
+##                    BENCH="--rounds 1 --sections delivery" for less
+bench-progress: $(BENCH_READY)
+	$(BIN)/python -m benchmarks.progress $(BENCH)
 
 $(BENCH_READY): $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[bench]'

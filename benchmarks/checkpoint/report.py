@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from benchmarks.checkpoint.one_run import COPY, EVERSTEP
 from benchmarks.checkpoint.peers import AsyncSave, Nothing, TorchSave
 from benchmarks.checkpoint.plot import draw
 from benchmarks.checkpoint.uploads import RAW
+from benchmarks.figures import machine, median, table
 
 Run = dict[str, Any]
 _TITLES: Final = {"all": "all weights trained", "frozen": "nine tenths of the state frozen"}
@@ -74,7 +73,7 @@ class Training:
     def __init__(self, runs: dict[str, list[Run]]) -> None:
         self.runs = {name: some for name, some in runs.items() if name != COPY}
         #: Seconds of one copy of the state in memory.
-        self.copy = _median(run["copy"] for run in runs.get(COPY, []))
+        self.copy = median(run["copy"] for run in runs.get(COPY, []))
         self._alone = {run["round"]: run for run in runs.get(Nothing.name, [])}
 
     def contenders(self) -> list[str]:
@@ -82,7 +81,7 @@ class Training:
 
     def stall(self, name: str, first: bool) -> float:
         """Seconds that training waited: for the first save, or for a later one."""
-        return _median(stall for run in self.runs[name] for stall in _part(run["stalls"], first))
+        return median(stall for run in self.runs[name] for stall in _part(run["stalls"], first))
 
     def stall_to_copy(self, name: str, first: bool) -> float:
         """The same, in copies of the same bytes."""
@@ -94,7 +93,7 @@ class Training:
 
     def lost(self, name: str) -> float:
         """Seconds of training for each checkpoint, against the same run's other steps."""
-        return _median(self.losses(name))
+        return median(self.losses(name))
 
     def losses(self, name: str) -> list[float]:
         """The same, of each round."""
@@ -103,13 +102,13 @@ class Training:
     def slowed(self, name: str) -> float:
         """The median step beside a save, in undisturbed ones; 1 where no step is beside one."""
         steps = [Steps(run) for run in self.runs[name]]
-        return _median(
-            _median(run.beside) / _median(run.quiet) if run.beside else 1.0 for run in steps
+        return median(
+            median(run.beside) / median(run.quiet) if run.beside else 1.0 for run in steps
         )
 
     def durable(self, name: str) -> float:
         """Seconds from the begin of a save until it was in the store."""
-        return _median(
+        return median(
             durable - saved
             for run in self.runs[name]
             if len(run["saved_at"]) == len(run["durable_at"])
@@ -137,16 +136,16 @@ class Training:
 
     def second_bytes(self, name: str) -> float:
         """Bytes of the second save, in states."""
-        return _median(
+        return median(
             run["bytes"][1] / run["state_bytes"] for run in self.runs[name] if run["bytes"][1:]
         )
 
     def stored(self, name: str) -> float:
         """The share of a run's saves that became checkpoints."""
-        return _median(len(run["bytes"]) / len(run["stalls"]) for run in self.runs[name])
+        return median(len(run["bytes"]) / len(run["stalls"]) for run in self.runs[name])
 
     def _against_alone(self, name: str, value: Callable[[Run, Run], float]) -> float:
-        return _median(
+        return median(
             value(run, self._alone[run["round"]])
             for run in self.runs[name]
             if run["round"] in self._alone
@@ -160,7 +159,7 @@ def write_report(results: Path, target: Path) -> str:
         One line of ratios, of the largest size that was run.
     """
     found = Results(results)
-    parts = [f"{_machine()}\n"]
+    parts = [f"{machine()}; server and training share the cores.\n"]
     for size in found.sizes():
         for job in ("all", "frozen"):
             training = Training(found.of("training", size=size, job=job))
@@ -171,7 +170,7 @@ def write_report(results: Path, target: Path) -> str:
             parts.append(_training_table(f"{size}, all weights, the server elsewhere", alone))
         parts += _seconds_tables(found, size)
     ratios = _ratios(found)
-    parts.append(_table(("figure", "measured"), ratios))
+    parts.append(table(("figure", "measured"), ratios))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".md").write_text("\n".join(parts))
     largest = found.sizes()[-1]
@@ -211,7 +210,7 @@ def _training_table(title: str, training: Training) -> str:
         "steps meanwhile", "to durable", "CPU per GB", "memory / state",
         "bytes of the second / state", "stored",
     )  # fmt: skip
-    return heading + _table(columns, rows)
+    return heading + table(columns, rows)
 
 
 def _seconds_tables(found: Results, size: str) -> Iterable[str]:
@@ -223,12 +222,12 @@ def _seconds_tables(found: Results, size: str) -> Iterable[str]:
         for name, some in runs.items():
             peak = ""
             if section == "restore":
-                peak = f"{_median(run['peak_bytes'] / run['state_bytes'] for run in some):.2f}"
+                peak = f"{median(run['peak_bytes'] / run['state_bytes'] for run in some):.2f}"
             rows.append((name, _with_range([run["seconds"] for run in some]), peak))
-        yield f"### {size}: {title}\n\n" + _table(("", "seconds", "memory / state"), rows)
+        yield f"### {size}: {title}\n\n" + table(("", "seconds", "memory / state"), rows)
     recoveries = found.of("recovery", size=size)
     for some in recoveries.values():
-        yield f"### {size}: Recovery\n\n" + _table(("", "seconds"), _recovery_rows(some))
+        yield f"### {size}: Recovery\n\n" + table(("", "seconds"), _recovery_rows(some))
 
 
 def _recovery_rows(runs: Sequence[Run]) -> list[tuple[str, str]]:
@@ -293,41 +292,19 @@ def _training_ratios(training: Training) -> list[tuple[str, str]]:
 
 def _seconds(found: Results, section: str, size: str) -> dict[str, float]:
     return {
-        name: _median(run["seconds"] for run in runs)
+        name: median(run["seconds"] for run in runs)
         for name, runs in found.of(section, size=size).items()
     }
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
 
 
 def _part(stalls: Sequence[float], first: bool) -> Sequence[float]:
     return stalls[:1] if first else stalls[1:]
 
 
-def _median(values: Iterable[float]) -> float:
-    listed = list(values)
-    return statistics.median(listed) if listed else float("nan")
-
-
 def _with_range(seconds: Sequence[float]) -> str:
-    middle = f"{_median(seconds):.2f} s"
+    middle = f"{median(seconds):.2f} s"
     return middle if len(seconds) < 2 else f"{middle} ({min(seconds):.2f}-{max(seconds):.2f})"
 
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:,.1f} ms"
-
-
-def _machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "?")
-    cores = sum(line.startswith("processor") for line in lines)
-    memory = int(Path("/proc/meminfo").read_text().split()[1]) / 1e6
-    return (
-        f"{cores} cores ({model}), {memory:.0f} GB, Linux {platform.release().split('-')[0]}, "
-        f"Python {platform.python_version()}; server and training share the cores."
-    )

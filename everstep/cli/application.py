@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from typer.main import get_command
 
-from everstep.cli import checkpoints, demo, diff, doctor, operations, stack, train, trainers
+from everstep.cli import checkpoints, demo, diff, doctor, export, operations, stack, train, trainers
 from everstep.cli.console import messages
 from everstep.errors import EverstepError, Reason
 
@@ -47,6 +47,7 @@ app.add_typer(checkpoints.app, name="checkpoints", help="Checkpoints: list, show
 app.command()(checkpoints.pull)
 app.command()(checkpoints.usage)
 app.command()(checkpoints.gc)
+app.add_typer(export.app, name="export", help="The log, for TensorBoard or MLflow.")
 app.add_typer(trainers.app, name="trainers", help="Trainers: list, drain.")
 app.command()(stack.up)
 app.command()(demo.demo)

@@ -1,0 +1,1 @@
+"""How fast progress travels: from a training through the control plane to those who watch."""

@@ -1,0 +1,1 @@
+"""Operations' logs in the forms that people look at already: TensorBoard, MLflow."""
