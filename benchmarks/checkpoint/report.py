@@ -62,7 +62,7 @@ class Steps:
 
     def lost(self) -> float:
         """Seconds of training for each save: its stall, and what steps beside it took longer."""
-        usual = statistics.median(self.quiet)
+        usual = median(self.quiet)
         longer = sum(seconds - usual for seconds in self.beside)
         return (sum(self.stalls) + longer) / len(self.stalls)
 
