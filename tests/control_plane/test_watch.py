@@ -19,6 +19,7 @@ from everstep.control.v1.operations_pb2 import (
     CreateOperationRequest,
     OperationEvent,
     WatchOperationRequest,
+    WatchOperationResponse,
 )
 from everstep.errors import EverstepError, Reason
 from tests.control_plane.conftest import Client, refused, strategy
@@ -194,8 +195,9 @@ async def test_an_idle_watcher_is_told_how_far_the_log_is(database: Database) ->
     marks = []
     async with aclosing(log.watch(operation.operation_id, 0)) as responses:
         async for response in responses:
-            if response.HasField("through_sequence"):
-                marks.append(response.through_sequence)
+            message = WatchOperationResponse.FromString(response)
+            if message.HasField("through_sequence"):
+                marks.append(message.through_sequence)
             if len(marks) == 3:
                 break
     assert marks == [1, 1, 1]
@@ -213,7 +215,7 @@ async def test_a_log_that_another_process_writes_is_followed(database: Database)
     async def follow() -> None:
         async with aclosing(here.watch(operation_id, 0)) as responses:
             async for response in responses:
-                seen.extend(response.batch.events)
+                seen.extend(WatchOperationResponse.FromString(response).batch.events)
 
     following = asyncio.create_task(follow())
     await until(lambda: seen, "the first event")
