@@ -87,29 +87,34 @@ class EventLog:
         last_said = time.monotonic()
         self._check_open(cursor)
         with self._following(operation_id) as tail:
-            await self._database.read(check_cursor, operation_id, cursor)
+            if not tail.knows(cursor):
+                await self._database.read(check_cursor, operation_id, cursor)
             while True:
+                # Taken before looking: what comes afterwards sets it.
                 changed = tail.changed
                 self._check_open(cursor)
                 if tail.failure is not None:
                     raise tail.failure.with_traceback(None)
-                response = None
                 if cursor < tail.last_sequence:
                     page = tail.page(cursor)
-                    page = page or await self._database.read(read_page, operation_id, cursor)
-                    if page is not None:
-                        response, cursor = page.response, page.last_sequence
-                elif tail.is_settled and tail.head is not None:
-                    if tail.head.state in FINAL_STATES and cursor == tail.last_sequence:
-                        return
-                    response, shown = self._transient_response(operation_id, shown)
-                if response is None and time.monotonic() - last_said >= self._idle_seconds:
-                    response = mark_response(cursor)
-                if response is None:
-                    await changed.wait()
+                    if page is None:
+                        page = await self._database.read(read_page, operation_id, cursor)
+                    yield page.response
+                    cursor, last_said = page.last_sequence, time.monotonic()
                     continue
-                yield response
-                last_said = time.monotonic()
+                if tail.is_settled:
+                    if cursor == tail.last_sequence and tail.state in FINAL_STATES:
+                        return
+                    transients = self._transients.get(operation_id)
+                    if transients is not None and transients.number > shown:
+                        response, shown = transients.response(shown), transients.number
+                        if response is not None:
+                            yield response
+                            last_said = time.monotonic()
+                if time.monotonic() - last_said >= self._idle_seconds:
+                    yield mark_response(cursor)
+                    last_said = time.monotonic()
+                await changed.wait()
 
     def _changed(self, operation_id: str, over: bool) -> None:
         # Step metrics from before a durable event must not be shown after it.
@@ -118,12 +123,6 @@ class EventLog:
         elif operation_id in self._transients:
             self._transients[operation_id].clear()
         self.wake(operation_id)
-
-    def _transient_response(self, operation_id: str, shown: int) -> tuple[bytes | None, int]:
-        transients = self._transients.get(operation_id)
-        if transients is None or transients.number <= shown:
-            return None, shown
-        return transients.response(shown), transients.number
 
     def _check_open(self, cursor: int) -> None:
         if self._draining:

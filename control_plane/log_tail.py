@@ -35,6 +35,8 @@ class LogTail:
         self.watchers = 0
         #: As last read; None before that.
         self.head: LogHead | None = None
+        #: Of the newest entry here.
+        self.last_sequence = 0
         #: Why there is nothing more to come.
         self.failure: Exception | None = None
         #: Set at the next change, and then another one's.
@@ -42,7 +44,6 @@ class LogTail:
         self._database = database
         self._entries: deque[bytes] = deque()
         self._bytes = 0
-        self._last = 0
         self._newest: tuple[int, Page] | None = None
         self._stale = False
         self._reading: asyncio.Task[None] | None = None
@@ -53,9 +54,14 @@ class LogTail:
         return self._reading is None
 
     @property
-    def last_sequence(self) -> int:
-        """Of the newest entry here."""
-        return self._last
+    def state(self) -> str:
+        """Of the operation; empty before it was read."""
+        return "" if self.head is None else self.head.state
+
+    def knows(self, cursor: int) -> bool:
+        """Whether the log can be watched after a sequence, as far as is known here."""
+        head = self.head
+        return head is not None and head.first_sequence - 1 <= cursor <= head.last_sequence
 
     def wake(self) -> None:
         """There may be more in the log."""
@@ -75,12 +81,12 @@ class LogTail:
 
     def page(self, cursor: int) -> Page | None:
         """What follows a sequence; None where that is not in memory."""
-        first = self._last - len(self._entries) + 1
-        if not first <= cursor + 1 <= self._last:
+        first = self.last_sequence - len(self._entries) + 1
+        if not first <= cursor + 1 <= self.last_sequence:
             return None
         if self._newest is None or self._newest[0] != cursor:
             entries = list(islice(self._entries, cursor + 1 - first, None))
-            self._newest = (cursor, Page(batch_response(entries), self._last))
+            self._newest = (cursor, Page(batch_response(entries), self.last_sequence))
         return self._newest[1]
 
     def close(self) -> None:
@@ -101,36 +107,37 @@ class LogTail:
 
     async def _read_on(self) -> None:
         if self.head is None:
-            self.head = await self._database.read(_head, self.operation_id)
-            self._last = self.head.last_sequence
+            self.head = head = await self._database.read(_head, self.operation_id)
+            self.last_sequence = max(head.first_sequence - 1, head.last_sequence - TAIL_ENTRIES)
+            self._stale = True
             return
-        entries, head = await self._database.read(_entries, self.operation_id, self._last)
+        entries, head = await self._database.read(_entries, self.operation_id, self.last_sequence)
         self.head, self._newest = head, None
-        if self._last + 1 < head.first_sequence:
+        if self.last_sequence + 1 < head.first_sequence:
             # Compacted before it was read: whoever wants it is told by the database.
             self._entries.clear()
-            self._bytes, self._last = 0, head.last_sequence
+            self._bytes, self.last_sequence = 0, head.last_sequence
             return
         for entry in entries:
             self._entries.append(entry)
             self._bytes += len(entry)
-        self._last += len(entries)
+        self.last_sequence += len(entries)
         while len(self._entries) > TAIL_ENTRIES or self._bytes > TAIL_BYTES:
             self._bytes -= len(self._entries.popleft())
-        if self._last < head.last_sequence:
+        if self.last_sequence < head.last_sequence:
             self._stale = True
             self.announce()
 
 
-def read_page(connection: Connection, operation_id: str, cursor: int) -> Page | None:
-    """The page that follows a sequence; None when nothing does.
+def read_page(connection: Connection, operation_id: str, cursor: int) -> Page:
+    """The page that follows a sequence, where something does.
 
     Raises:
         EverstepError: OPERATION_NOT_FOUND, HISTORY_COMPACTED.
     """
     entries, head = _entries(connection, operation_id, cursor)
     _check_kept(operation_id, cursor, head)
-    return Page(batch_response(entries), cursor + len(entries)) if entries else None
+    return Page(batch_response(entries), cursor + len(entries))
 
 
 def check_cursor(connection: Connection, operation_id: str, cursor: int) -> None:

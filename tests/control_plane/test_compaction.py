@@ -123,6 +123,7 @@ async def test_a_watcher_that_is_overtaken_is_told_so(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_tail, "PAGE_ENTRIES", 10)
+    monkeypatch.setattr(log_tail, "TAIL_ENTRIES", 10)
     operation_id = await create(database, 99)
     async with aclosing(EventLog(database).watch(operation_id, 0)) as responses:
         seen: list[int] = []
