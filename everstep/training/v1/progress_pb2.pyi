@@ -174,8 +174,8 @@ class TrainingPosition(_message.Message):
     done again; but a resume with more epochs makes the same work a smaller part.
     """
     eta_seconds: _builtins.float
-    """By the speed of the last minute, evaluations counted in. Unset until the
-    speed is known, and when nothing trains.
+    """By how fast it was lately, snapshots and evaluations counted in. Unset until
+    the speed is known, and when nothing trains.
     """
     def __init__(
         self,
