@@ -132,7 +132,11 @@ class RiskMeter:
         return min((interval for interval in intervals if interval), default=0.0)
 
     def _steps_since(self, saved: Saved | None) -> int:
-        return 0 if saved is None else max(0, self._position.step - saved.step)
+        if saved is None:
+            return 0
+        # Not every step is told: the newest snapshot may be further.
+        step = max(self._position.step, 0 if self._snapshot is None else self._snapshot.step)
+        return max(0, step - saved.step)
 
 
 def _seconds_since(saved: Saved | None, now: float) -> float:

@@ -114,6 +114,15 @@ def test_a_process_that_begins_again_is_not_ahead_of_itself() -> None:
     assert training.measure().steps_since_checkpoint == 0
 
 
+def test_steps_that_were_not_told_are_at_risk_too() -> None:
+    training = Training()
+    training.run(10, 5.0)
+    training.commit(0)
+    training.step += 7
+    training.snapshot(1, "MEMORY")
+    assert training.measure().steps_since_checkpoint == 7
+
+
 def test_behind_is_said_once_until_it_has_caught_up() -> None:
     training = Training(every_steps=10, every_epochs=0)
     training.run(31, 9.0)
