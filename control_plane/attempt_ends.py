@@ -18,7 +18,12 @@ from control_plane.transitions import change_state, note_event
 from everstep.control.v1.operations_pb2 import RestartPolicy
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.checkpoint_pb2 import CheckpointReference
-from everstep.training.v1.progress_pb2 import FieldViolation, TrainingError, TrainingProgress
+from everstep.training.v1.progress_pb2 import (
+    FieldViolation,
+    TrainingError,
+    TrainingPosition,
+    TrainingProgress,
+)
 
 #: The backoff doubles up to this.
 MAX_BACKOFF_SECONDS: Final = 300.0
@@ -139,12 +144,17 @@ def _close(
         end_reason=ending.end_reason,
         end_time=times.now(),
     )
+    position = TrainingPosition.FromString(operation.position)
+    # Nobody works on what is left.
+    position.ClearField("eta_seconds")
+    closed = {
+        "owner": "",
+        "owner_lease_time": 0,
+        "at_risk": None,
+        "position": position.SerializeToString(),
+    }
     change_state(
-        connection,
-        operation,
-        ending.change,
-        ending.message,
-        values={"owner": "", "owner_lease_time": 0, **ending.values},
+        connection, operation, ending.change, ending.message, values={**closed, **ending.values}
     )
 
 

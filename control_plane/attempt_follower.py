@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +13,6 @@ import grpc
 import structlog
 from sqlalchemy import Connection
 
-from control_plane.attempt_log import store_end
 from control_plane.cancellation import CancellationRelay
 from control_plane.database import attempts, operations, trainers
 from control_plane.database.attempts import AttemptRecord
@@ -33,7 +32,7 @@ from everstep.trainer.v1.trainer_pb2 import (
     WatchTrainingRequest,
 )
 from everstep.training.v1.checkpoint_pb2 import CheckpointReference
-from everstep.training.v1.progress_pb2 import TrainingProgress
+from everstep.training.v1.progress_pb2 import TrainingPosition, TrainingProgress
 from everstep.training.v1.strategy_pb2 import StrategyOverrides, TrainingStrategy
 
 if TYPE_CHECKING:
@@ -44,8 +43,10 @@ _log = structlog.get_logger(__name__)
 #: Seconds between tries to reach a trainer: the first, and the longest.
 FIRST_RETRY_SECONDS: Final = 0.1
 LAST_RETRY_SECONDS: Final = 3.0
-#: Seconds between stored positions: step metrics come much more often.
+#: Seconds between stored positions, and the part of the whole after which one is stored earlier:
+#: step metrics come much more often.
 POSITION_SECONDS: Final = 1.0
+POSITION_PART: Final = 0.01
 #: Seconds between looks at the trainer's lease while its stream is silent.
 SILENCE_SECONDS: Final = 1.0
 #: A trainer whose heartbeat comes but which cannot be reached for so many leases is given up.
@@ -100,6 +101,8 @@ class AttemptFollower:
         self._log = _log.bind(operation_id=operation_id, attempt=number)
         self._last_heard = time.monotonic()
         self._position_stored = 0.0
+        #: How far the operation is, as stored.
+        self._fraction = 0.0
         self._errors = 0
         self._retry_seconds = FIRST_RETRY_SECONDS
 
@@ -141,6 +144,7 @@ class AttemptFollower:
 
     async def _store_stream(self, followed: Followed, trainer: TrainerRecord) -> bool:
         call = _open_call(self._parts.channels.stub(trainer.address), followed)
+        self._fraction = TrainingPosition.FromString(followed.operation.position).fraction
         async with ProgressStream(call) as stream:
             while True:
                 words = await stream.next_words(SILENCE_SECONDS)
@@ -164,13 +168,22 @@ class AttemptFollower:
                 self._parts.committed(self._operation_id)
             if stored.over:
                 return True
-        if not words[-1].index:
-            newest = words[-1]
-            self._parts.log.show(self._operation_id, newest)
-            if time.monotonic() - self._position_stored >= POSITION_SECONDS:
-                self._position_stored = time.monotonic()
-                await self._parts.log.remember_position(self._operation_id, self._number, newest)
+            if stored.fraction is not None:
+                self._fraction = stored.fraction
+        for word in _newest_transients(words):
+            await self._show(word)
         return False
+
+    async def _show(self, word: TrainingProgress) -> None:
+        """Shows a transient event; no farther than is stored, so that it never goes back."""
+        due = time.monotonic() - self._position_stored >= POSITION_SECONDS
+        if due or word.position.fraction >= self._fraction + POSITION_PART:
+            self._position_stored = time.monotonic()
+            self._fraction = await self._parts.log.remember_position(
+                self._operation_id, self._number, word
+            )
+        word.position.fraction = self._fraction
+        self._parts.log.show(self._operation_id, word)
 
     async def _check_silence(self, trainer_id: str) -> None:
         trainer = await self._parts.database.read(trainers.find, trainer_id)
@@ -215,8 +228,7 @@ class AttemptFollower:
         return False
 
     async def _end(self, error: EverstepError) -> bool:
-        await self._parts.database.write(store_end, self._operation_id, self._number, error)
-        self._parts.log.wake(self._operation_id)
+        await self._parts.log.end(self._operation_id, self._number, error)
         self._log.warning("attempt ended", reason=error.reason, error=error.message)
         return True
 
@@ -230,6 +242,19 @@ def load_followed(connection: Connection, operation_id: str, number: int) -> Fol
     if operation.state not in ATTEMPT_STATES:
         return None
     return Followed(operation, attempt, trainers.find(connection, attempt.trainer_id))
+
+
+def _newest_transients(words: Sequence[TrainingProgress]) -> list[TrainingProgress]:
+    """Of those after the last durable event the newest of each kind, in order."""
+    newest: dict[str | None, TrainingProgress] = {}
+    for word in words:
+        if word.index:
+            newest.clear()
+            continue
+        kind = word.WhichOneof("event")
+        newest.pop(kind, None)
+        newest[kind] = word
+    return list(newest.values())
 
 
 def _open_call(

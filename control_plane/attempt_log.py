@@ -36,6 +36,8 @@ class Stored:
     over: bool
     #: A checkpoint was registered.
     committed: bool = False
+    #: How far the whole operation is, from 0 to 1; None where that is not known here.
+    fraction: float | None = None
 
 
 def store_words(
@@ -66,22 +68,32 @@ def store_words(
 
 def store_position(
     connection: Connection, operation_id: str, number: int, word: TrainingProgress
-) -> None:
-    """Remembers how far a transient event says that the attempt is."""
+) -> float:
+    """Remembers how far a transient event says that the attempt is.
+
+    Returns:
+        How far the whole operation is, from 0 to 1.
+    """
     operation = operations.lock(connection, operation_id)
     attempt = attempts.find(connection, operation_id, number)
-    if operation is None or attempt is None or attempt.ending or operation.attempt != number:
-        return
+    if operation is None:
+        return 0.0
+    position = TrainingPosition.FromString(operation.position)
+    if attempt is None or attempt.ending or operation.attempt != number:
+        return position.fraction
+    _advance(position, word.position)
     operations.set_values(
         connection,
         operation_id,
-        position=_advanced(operation, word.position).SerializeToString(),
+        position=position.SerializeToString(),
+        at_risk=_at_risk(operation, word),
         metrics=merged_metrics(operation.metrics, _step_metrics(word)),
         update_time=times.now(),
     )
     attempts.set_values(
         connection, operation_id, number, last_step=max(attempt.last_step, word.position.step)
     )
+    return position.fraction
 
 
 def store_end(connection: Connection, operation_id: str, number: int, error: EverstepError) -> bool:
@@ -102,7 +114,7 @@ def merged_metrics(stored: str, newer: Mapping[str, float]) -> str:
 
 
 def _step_metrics(word: TrainingProgress) -> dict[str, float]:
-    """What a transient event shows of a step; nothing where it is about something else."""
+    """What a word shows of a step; nothing where it is about something else."""
     if not word.HasField("step_metrics"):
         return {}
     step = word.step_metrics
@@ -159,6 +171,7 @@ def _store_fresh(
     last_sequence = events.append(connection, operation.operation_id, entries)
     values: dict[str, Any] = {
         "position": position.SerializeToString(),
+        "at_risk": _at_risk(operation, words[-1]),
         "metrics": operation.metrics,
         "update_time": times.now(),
     }
@@ -173,6 +186,8 @@ def _store_fresh(
                 "learning_rate": word.epoch_completed.learning_rate,
             }
             values["metrics"] = merged_metrics(values["metrics"], shown)
+        elif word.HasField("step_metrics"):
+            values["metrics"] = merged_metrics(values["metrics"], _step_metrics(word))
         checkpoint = _checkpoint_of(word)
         if checkpoint is not None and _register(connection, operation, sequence, checkpoint):
             committed = True
@@ -193,9 +208,15 @@ def _store_fresh(
             operation,
             losses=values.get("losses", operation.losses),
             resume_named=values.get("resume_named", operation.resume_named),
+            position=values["position"],
         )
         end_by_word(connection, operation, replace(attempt, last_step=last_step), last_word)
-    return Stored(words[-1].index, over=last_word is not None, committed=committed)
+    return Stored(
+        words[-1].index,
+        over=last_word is not None,
+        committed=committed,
+        fraction=position.fraction,
+    )
 
 
 def _entries(
@@ -206,24 +227,23 @@ def _entries(
     entries = []
     for word in words:
         entry = OperationEvent(time=word.time, progress=word)
-        # An attempt that begins again at a checkpoint repeats work: the whole never goes back.
-        fraction = max(position.fraction, _finite(word.position.fraction))
-        entry.progress.position.fraction = fraction
-        if word.position.total_steps or word.position.step:
-            position.CopyFrom(word.position)
-        position.fraction = fraction
+        _advance(position, word.position)
+        entry.progress.position.fraction = position.fraction
         entries.append(entry)
     return entries, position
 
 
-def _advanced(operation: OperationRecord, newer: TrainingPosition) -> TrainingPosition:
-    position = TrainingPosition.FromString(operation.position)
+def _advance(position: TrainingPosition, newer: TrainingPosition) -> None:
+    # An attempt that begins again at a checkpoint repeats work: the whole never goes back.
     fraction = max(position.fraction, _finite(newer.fraction))
     # An attempt that restores its state does not know yet where it is.
     if newer.total_steps or newer.step:
         position.CopyFrom(newer)
     position.fraction = fraction
-    return position
+
+
+def _at_risk(operation: OperationRecord, word: TrainingProgress) -> bytes | None:
+    return word.at_risk.SerializeToString() if word.HasField("at_risk") else operation.at_risk
 
 
 def _finite(fraction: float) -> float:

@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import count
 from typing import Final
 
-from sqlalchemy import Connection
-
-from control_plane.attempt_log import Stored, store_position, store_words
+from control_plane.attempt_log import Stored, store_end, store_position, store_words
 from control_plane.database import events
-from control_plane.database.events import LogHead
 from control_plane.database.session import Database
+from control_plane.log_tail import LogTail, check_cursor, read_page
 from control_plane.states import FINAL_STATES
-from everstep.control.v1.operations_pb2 import EventBatch, OperationEvent, WatchOperationResponse
+from control_plane.transients import Transients
+from control_plane.watch_responses import mark_response
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.progress_pb2 import TrainingProgress
 
-#: Entries read from the database at a time.
-PAGE: Final = 500
-#: Bytes of a response, well below what a message may have.
-BATCH_BYTES: Final = 1024 * 1024
-#: Seconds between looks at the log without a wake-up: another control plane may have written.
+#: Seconds between looks at the logs without a wake-up: another control plane may have written.
 POLL_SECONDS: Final = 1.0
 #: Seconds of silence after which a watcher is told how far the log is.
 IDLE_SECONDS: Final = 15.0
-
-
-@dataclass(frozen=True)
-class Transient:
-    """The newest step metrics of an operation."""
-
-    number: int
-    entry: OperationEvent
 
 
 class EventLog:
@@ -44,9 +32,11 @@ class EventLog:
     def __init__(self, database: Database, idle_seconds: float = IDLE_SECONDS) -> None:
         self._database = database
         self._idle_seconds = idle_seconds
-        self._watchers: dict[str, set[asyncio.Event]] = {}
-        self._transients: dict[str, Transient] = {}
-        self._transient_number = 0
+        #: Of each operation that is watched.
+        self._tails: dict[str, LogTail] = {}
+        self._transients: defaultdict[str, Transients] = defaultdict(Transients)
+        self._transient_numbers = count(1)
+        self._polling: asyncio.Task[None] | None = None
         self._draining = False
 
     async def append(
@@ -54,133 +44,127 @@ class EventLog:
     ) -> Stored:
         """Stores an attempt's durable events, then wakes whoever watches; see `store_words`."""
         stored = await self._database.write(store_words, operation_id, attempt, words)
-        # Step metrics from before a durable event must not be shown after it.
-        self._transients.pop(operation_id, None)
-        self.wake(operation_id)
+        self._changed(operation_id, stored.over)
         return stored
 
+    async def end(self, operation_id: str, attempt: int, error: EverstepError) -> None:
+        """Ends an attempt that has no last word, then wakes whoever watches; see `store_end`."""
+        await self._database.write(store_end, operation_id, attempt, error)
+        self._changed(operation_id, over=True)
+
     def show(self, operation_id: str, word: TrainingProgress) -> None:
-        """Shows a transient event to whoever watches; it replaces the one before it."""
-        self._transient_number += 1
-        entry = OperationEvent(operation_id=operation_id, time=word.time, progress=word)
-        self._transients[operation_id] = Transient(self._transient_number, entry)
-        self.wake(operation_id)
+        """Shows a transient event to whoever watches; it replaces the one of its kind before it."""
+        self._transients[operation_id].show(operation_id, next(self._transient_numbers), word)
+        if (tail := self._tails.get(operation_id)) is not None:
+            tail.announce()
 
     async def remember_position(
         self, operation_id: str, attempt: int, word: TrainingProgress
-    ) -> None:
-        """Stores how far a transient event says that the attempt is."""
-        await self._database.write(store_position, operation_id, attempt, word)
+    ) -> float:
+        """Stores how far a transient event says that the attempt is; see `store_position`."""
+        return await self._database.write(store_position, operation_id, attempt, word)
 
     def wake(self, operation_id: str) -> None:
         """There may be something new in this operation's log."""
-        for watcher in self._watchers.get(operation_id, ()):
-            watcher.set()
+        if (tail := self._tails.get(operation_id)) is not None:
+            tail.wake()
 
     def drain(self) -> None:
         """Ends every watch: the service stops."""
         self._draining = True
-        for operation_id in self._watchers:
-            self.wake(operation_id)
+        for tail in self._tails.values():
+            tail.announce()
 
-    async def watch(
-        self, operation_id: str, after_sequence: int
-    ) -> AsyncGenerator[WatchOperationResponse]:
+    async def watch(self, operation_id: str, after_sequence: int) -> AsyncGenerator[bytes]:
         """Every durable event after a sequence, once and in order, to the operation's end.
 
+        Gives WatchOperationResponse as bytes: entries are passed on as they are stored.
+
         Raises:
-            EverstepError: OPERATION_NOT_FOUND, FUTURE_SEQUENCE, DRAINING.
+            EverstepError: OPERATION_NOT_FOUND, FUTURE_SEQUENCE, HISTORY_COMPACTED, DRAINING.
         """
-        with self._subscription(operation_id) as changed:
-            cursor = after_sequence
-            shown = 0
-            last_said = time.monotonic()
-            first = True
+        cursor, shown = after_sequence, 0
+        last_said = time.monotonic()
+        self._check_open(cursor)
+        with self._following(operation_id) as tail:
+            if not tail.knows(cursor):
+                await self._database.read(check_cursor, operation_id, cursor)
             while True:
-                if self._draining:
-                    raise EverstepError(
-                        Reason.DRAINING,
-                        f"the control plane stops; watch again after sequence {cursor}",
-                    )
-                changed.clear()
-                payloads, head = await self._database.read(_read_page, operation_id, cursor)
-                if head is None:
-                    raise operation_not_found(operation_id)
-                if first and cursor > head.last_sequence:
-                    raise _future_sequence(operation_id, cursor, head.last_sequence)
-                first = False
-                for batch in _batches(payloads):
-                    yield WatchOperationResponse(batch=batch)
-                    cursor = batch.events[-1].sequence
-                    last_said = time.monotonic()
-                if payloads:
+                # Taken before looking: what comes afterwards sets it.
+                changed = tail.changed
+                self._check_open(cursor)
+                if tail.failure is not None:
+                    raise tail.failure.with_traceback(None)
+                if cursor < tail.last_sequence:
+                    page = tail.page(cursor)
+                    if page is None:
+                        page = await self._database.read(read_page, operation_id, cursor)
+                    yield page.response
+                    cursor, last_said = page.last_sequence, time.monotonic()
                     continue
-                if head.state in FINAL_STATES and cursor >= head.last_sequence:
-                    return
-                transient = self._transients.get(operation_id)
-                if transient is not None and transient.number > shown:
-                    shown = transient.number
-                    yield WatchOperationResponse(batch=EventBatch(events=[transient.entry]))
+                if tail.is_settled:
+                    if cursor == tail.last_sequence and tail.state in FINAL_STATES:
+                        return
+                    transients = self._transients.get(operation_id)
+                    if transients is not None and transients.number > shown:
+                        response, shown = transients.response(shown), transients.number
+                        if response is not None:
+                            yield response
+                            last_said = time.monotonic()
+                if time.monotonic() - last_said >= self._idle_seconds:
+                    yield mark_response(cursor)
                     last_said = time.monotonic()
-                elif time.monotonic() - last_said >= self._idle_seconds:
-                    yield WatchOperationResponse(through_sequence=cursor)
-                    last_said = time.monotonic()
-                await _wait(changed, min(POLL_SECONDS, self._idle_seconds))
+                await changed.wait()
+
+    def _changed(self, operation_id: str, over: bool) -> None:
+        # Step metrics from before a durable event must not be shown after it.
+        if over:
+            self._transients.pop(operation_id, None)
+        elif operation_id in self._transients:
+            self._transients[operation_id].clear()
+        self.wake(operation_id)
+
+    def _check_open(self, cursor: int) -> None:
+        if self._draining:
+            raise EverstepError(
+                Reason.DRAINING, f"the control plane stops; watch again after sequence {cursor}"
+            )
 
     @contextmanager
-    def _subscription(self, operation_id: str) -> Iterator[asyncio.Event]:
-        changed = asyncio.Event()
-        watchers = self._watchers.setdefault(operation_id, set())
-        watchers.add(changed)
+    def _following(self, operation_id: str) -> Iterator[LogTail]:
+        tail = self._tails.get(operation_id)
+        if tail is None or tail.failure is not None:
+            tail = self._tails[operation_id] = LogTail(self._database, operation_id)
+            tail.wake()
+        if self._polling is None:
+            self._polling = asyncio.create_task(self._poll())
+        tail.watchers += 1
         try:
-            yield changed
+            yield tail
         finally:
-            watchers.discard(changed)
-            if not watchers and self._watchers.get(operation_id) is watchers:
-                del self._watchers[operation_id]
+            tail.watchers -= 1
+            if not tail.watchers:
+                self._unfollow(tail)
 
+    def _unfollow(self, tail: LogTail) -> None:
+        tail.close()
+        if self._tails.get(tail.operation_id) is tail:
+            del self._tails[tail.operation_id]
+        if not self._tails and self._polling is not None:
+            self._polling.cancel()
+            self._polling = None
 
-def operation_not_found(operation_id: str) -> EverstepError:
-    """OPERATION_NOT_FOUND, in the words that every call uses."""
-    return EverstepError(
-        Reason.OPERATION_NOT_FOUND,
-        f"there is no operation {operation_id}; ListOperations names those that there are",
-        metadata={"operation_id": operation_id},
-    )
-
-
-def _future_sequence(operation_id: str, after: int, last: int) -> EverstepError:
-    return EverstepError(
-        Reason.FUTURE_SEQUENCE,
-        f"the log of {operation_id} is at sequence {last}, not yet at {after}; watch after {last} "
-        "or an earlier one",
-        metadata={"last_sequence": str(last)},
-    )
-
-
-def _read_page(
-    connection: Connection, operation_id: str, cursor: int
-) -> tuple[list[bytes], LogHead | None]:
-    payloads = events.page(connection, operation_id, cursor, PAGE)
-    return payloads, events.head(connection, operation_id)
-
-
-def _batches(payloads: Sequence[bytes]) -> Iterator[EventBatch]:
-    """The entries in order, in messages that are not too large."""
-    batch, size = EventBatch(), 0
-    for payload in payloads:
-        if batch.events and size + len(payload) > BATCH_BYTES:
-            yield batch
-            batch, size = EventBatch(), 0
-        batch.events.add().ParseFromString(payload)
-        size += len(payload)
-    if batch.events:
-        yield batch
-
-
-async def _wait(changed: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await changed.wait()
-    except TimeoutError:
-        return
+    async def _poll(self) -> None:
+        """Looks at all logs that are watched, and lets watchers see how long they were silent."""
+        while True:
+            await asyncio.sleep(min(POLL_SECONDS, self._idle_seconds))
+            try:
+                heads = await self._database.read(events.heads, list(self._tails))
+            except Exception as failure:
+                for tail in self._tails.values():
+                    tail.fail(failure)
+                continue
+            for tail in self._tails.values():
+                if tail.head != heads.get(tail.operation_id):
+                    tail.wake()
+                tail.announce()

@@ -47,6 +47,7 @@ def _operation(record: OperationRecord) -> Operation:
         update_time=times.timestamp(record.update_time),
         metrics=parse_canonical_json(record.metrics.encode()),
         last_sequence=record.last_sequence,
+        first_sequence=record.first_sequence,
         parent_operation_id=record.parent_operation_id,
         waiting_for=record.waiting_for,
     )
@@ -56,6 +57,7 @@ def _operation(record: OperationRecord) -> Operation:
     if record.end_time is not None:
         message.end_time.CopyFrom(times.timestamp(record.end_time))
     for field, stored in (
+        (message.at_risk, record.at_risk),
         (message.result, record.result),
         (message.error, record.error),
         (message.overrides, record.overrides),

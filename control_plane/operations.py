@@ -16,7 +16,8 @@ from control_plane.database import attempts, checkpoints, events, operations
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.operations import OperationFilter, OperationRecord
 from control_plane.database.session import Database
-from control_plane.event_log import EventLog, operation_not_found
+from control_plane.event_log import EventLog
+from control_plane.log_tail import operation_not_found
 from control_plane.operation_messages import operation_messages
 from control_plane.states import ATTEMPT_STATES, FINAL_STATES, TRANSITIONS, Change, State
 from control_plane.transitions import change_state, created_event
@@ -152,12 +153,14 @@ def _create(
         end_time=None,
         attempt=0,
         last_sequence=0,
+        first_sequence=1,
         owner="",
         owner_lease_time=0,
         losses=0,
         due_time=0,
         waiting_for="a trainer",
         position=b"",
+        at_risk=None,
         metrics="{}",
         result=None,
         error=None,

@@ -64,7 +64,7 @@ def plan(
     position = TrainingPosition.FromString(operation.position)
     if epochs > epochs_before:
         # There is more to do than before: the same work is a smaller part of it.
-        position.fraction *= epochs_before / epochs
+        position.fraction = _done(operation, position) * epochs_before / epochs
     change = Change.EXTENDED if operation.state == State.COMPLETED else Change.RESUMED
     return ResumePlan(
         change,
@@ -84,6 +84,13 @@ def plan(
             "resume_named": bool(checkpoint_id),
         },
     )
+
+
+def _done(operation: OperationRecord, position: TrainingPosition) -> float:
+    """How far it is, of the epochs it was to have; one that stopped early is not at its end."""
+    if operation.state == State.COMPLETED and position.total_steps:
+        return min(1.0, position.step / position.total_steps)
+    return position.fraction
 
 
 def conflict(operation_id: str) -> EverstepError:

@@ -12,6 +12,7 @@ from checkpoint_store import DEFAULT_RETRY_SECONDS, open_blob_store
 from checkpoint_store.blobs import BlobStore
 from checkpoint_store.sweeps import RETRY_SECONDS
 from control_plane.checkpoints import Checkpoints
+from control_plane.compaction import LogCompactor
 from control_plane.database.session import Database
 from control_plane.dispatcher import Dispatcher
 from control_plane.event_log import EventLog
@@ -75,15 +76,17 @@ async def serve(settings: ControlPlaneSettings) -> None:
             serving.add_reflection(server, SERVICES)
         await server.start()
         await serving.set_serving(health, SERVICES, True)
-        dispatching = asyncio.create_task(dispatcher.run())
+        compactor = LogCompactor(database, settings.keep_events, settings.keep_events_days)
+        working = [asyncio.create_task(work) for work in (dispatcher.run(), compactor.run())]
         print(f"listening on {address}", flush=True)
         await stop.wait()
 
         _log.info("stopping; trainings go on")
         await serving.set_serving(health, SERVICES, False)
         log.drain()
-        dispatching.cancel()
-        await asyncio.gather(dispatching, return_exceptions=True)
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
         await server.stop(settings.stop_grace_seconds)
 
 

@@ -23,6 +23,10 @@ class ControlPlaneSettings(BaseSettings):
     instance: str = Field(default="control-plane", pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
     #: Seconds that a trainer counts as alive after it was last heard.
     lease_seconds: float = Field(default=15, gt=0, le=3600)
+    #: The newest events that are kept of each operation; 0: all.
+    keep_events: int = Field(default=0, ge=0)
+    #: Days that a finished operation keeps more than its last event; 0: for ever.
+    keep_events_days: float = Field(default=0, ge=0, allow_inf_nan=False)
     #: Seconds that calls have to finish when the service stops.
     stop_grace_seconds: float = Field(default=3, ge=0)
     store_url: str = "file://" + os.path.abspath(".everstep/store")

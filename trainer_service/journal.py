@@ -89,16 +89,28 @@ class Journal:
                 )
 
     def read(
-        self, operation_id: str, attempt: int, after_index: int, limit: int
+        self, operation_id: str, attempt: int, after_index: int, limit: int, size: int
     ) -> list[tuple[int, bytes]]:
-        """Up to `limit` events after an index, as (index, payload), in order."""
+        """The events after an index, as (index, payload), in order.
+
+        Args:
+            limit: Of events.
+            size: Of all together, in bytes; one that is larger by itself comes alone.
+        """
+        found: list[tuple[int, bytes]] = []
         with self._lock:
-            return self._connection.execute(
+            rows = self._connection.execute(
                 "SELECT event_index, payload FROM events "
                 "WHERE operation_id = ? AND attempt = ? AND event_index > ? "
                 "ORDER BY event_index LIMIT ?",
                 (operation_id, attempt, after_index, limit),
-            ).fetchall()
+            )
+            for index, payload in rows:
+                size -= len(payload)
+                if found and size < 0:
+                    break
+                found.append((index, payload))
+        return found
 
     def attempts(self) -> list[JournalAttempt]:
         """All attempts, newest first."""

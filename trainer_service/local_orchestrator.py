@@ -40,6 +40,7 @@ from trainer_service.death_causes import OUT_OF_MEMORY, given_up, never_fitted
 from trainer_service.progress import AttemptProgress
 from trainer_service.settings import TrainerSettings
 from trainer_service.slots import MemorySlots
+from trainer_service.step_samples import StepSamples
 
 _log = structlog.get_logger(__name__)
 
@@ -84,6 +85,7 @@ class LocalTrainingOrchestrator:
         self._requested = False
         #: Whether data, model and slots have once fitted into memory.
         self._fitted = False
+        self._samples = StepSamples()
 
     async def run(
         self,
@@ -274,6 +276,7 @@ class LocalTrainingOrchestrator:
                 self._waiting = None
             case SnapshotTaken():
                 self._slots.completed(said.content)
+                self._progress.risk.snapshot_taken(said)
                 self._taken[said.content.slot] = said
                 self._waiting = None if said.trigger == MEMORY else said
                 if said.handed_over:
@@ -292,7 +295,12 @@ class LocalTrainingOrchestrator:
 
     async def _pass_on(self, child: ChildProcess, event: TrainingProgress) -> None:
         if event.HasField("step_metrics"):
-            self._progress.show(event)
+            if self._samples.picks(event.position):
+                await self._progress.publish(event)
+            else:
+                self._progress.show(event)
+            if (warning := self._progress.risk.warning()) is not None:
+                await self._progress.publish(TrainingProgress(warning=warning))
             return
         if event.HasField("phase_changed"):
             event.phase_changed.process_id = child.process_id

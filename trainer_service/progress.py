@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from everstep.training.v1.progress_pb2 import PhaseChanged, TrainingPosition, TrainingProgress
 from trainer_service.journal import Journal
+from trainer_service.work_at_risk import RiskMeter
 
-#: Events read from the journal at a time, so that a watcher's memory stays flat.
-PAGE: Final = 256
+#: Events and bytes read from the journal at a time, so that a watcher's memory stays flat.
+PAGE_EVENTS: Final = 256
+PAGE_BYTES: Final = 256 * 1024
 _LAST_WORDS: Final = ("completed", "failed", "cancelled")
 
 
@@ -20,7 +22,14 @@ class AttemptProgress:
     """The events of one attempt.
 
     A durable event has its number and stands in the journal before any watcher sees it. Of
-    transient ones (step metrics) only the newest is kept: a slow watcher misses the others.
+    transient ones (step metrics, progress of a phase) only the newest of each kind is kept: a slow
+    watcher misses the others.
+
+    Args:
+        last_index: Of the newest event in the journal.
+        finished: Whether that was the attempt's last word.
+        position: How far the attempt was.
+        risk: Measures what a loss would cost.
     """
 
     def __init__(
@@ -31,17 +40,21 @@ class AttemptProgress:
         *,
         last_index: int = 0,
         finished: bool = False,
+        position: TrainingPosition | None = None,
+        risk: RiskMeter | None = None,
     ) -> None:
         self.operation_id = operation_id
         self.attempt = attempt
         self.last_index = last_index
         self.finished = finished
-        self.position = TrainingPosition()
+        self.position = position or TrainingPosition()
+        self.risk = risk or RiskMeter()
         self.phase = PhaseChanged()
         self._journal = journal
         self._publishing = asyncio.Lock()
-        self._latest: TrainingProgress | None = None
-        self._latest_number = 0
+        #: Number and bytes of the newest transient event, by kind.
+        self._transients: dict[str, tuple[int, bytes]] = {}
+        self._transient_number = 0
         self._changed = asyncio.Event()
 
     async def publish(self, event: TrainingProgress) -> None:
@@ -75,34 +88,44 @@ class AttemptProgress:
             self._stored(event, last)
 
     def show(self, event: TrainingProgress) -> None:
-        """Shows a transient event, which replaces the one before it."""
+        """Shows a transient event, which replaces the one of its kind before it."""
         if self.finished:
             return
         self._complete(event)
-        self._latest = event
-        self._latest_number += 1
+        self._transient_number += 1
+        kind = event.WhichOneof("event") or ""
+        self._transients[kind] = (self._transient_number, event.SerializeToString())
         self._wake()
 
-    async def follow(self, after_index: int) -> AsyncIterator[TrainingProgress]:
-        """Replays the durable events after an index, then follows to the last word."""
+    async def follow(self, after_index: int) -> AsyncIterator[bytes]:
+        """Replays the durable events after an index, then follows to the last word.
+
+        Gives each TrainingProgress as bytes; durable ones as the journal has them.
+        """
         cursor = after_index
-        seen = self._latest_number
+        seen = self._transient_number
         while True:
             changed = self._changed
             while cursor < self.last_index:
                 page = await asyncio.to_thread(
-                    self._journal.read, self.operation_id, self.attempt, cursor, PAGE
+                    self._journal.read,
+                    self.operation_id,
+                    self.attempt,
+                    cursor,
+                    PAGE_EVENTS,
+                    PAGE_BYTES,
                 )
                 if not page:
                     return
                 for index, payload in page:
-                    yield TrainingProgress.FromString(payload)
+                    yield payload
                     cursor = index
             if self.finished and cursor >= self.last_index:
                 return
-            if self._latest is not None and seen < self._latest_number:
-                seen = self._latest_number
-                yield self._latest
+            for number, payload in sorted(self._transients.values()):
+                if number > seen:
+                    seen = number
+                    yield payload
             await changed.wait()
 
     def _stored(self, event: TrainingProgress, last: bool) -> None:
@@ -110,6 +133,8 @@ class AttemptProgress:
         self.finished = last
         if event.HasField("phase_changed"):
             self.phase = event.phase_changed
+        # What was shown before a durable event must not be shown after it.
+        self._transients.clear()
         self._wake()
 
     def _complete(self, event: TrainingProgress) -> None:
@@ -120,12 +145,15 @@ class AttemptProgress:
         event.time.CopyFrom(now)
         if not event.HasField("position"):
             event.position.CopyFrom(self.position)
+        if event.HasField("training_restarted"):
+            # The new process has a speed of its own.
+            event.position.ClearField("eta_seconds")
         event.position.fraction = max(event.position.fraction, self.position.fraction)
         self.position = event.position
+        self.risk.heard(event)
+        if (at_risk := self.risk.measure()) is not None:
+            event.at_risk.CopyFrom(at_risk)
 
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-Publish = Callable[[TrainingProgress], Awaitable[None]]

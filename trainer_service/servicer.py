@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import grpc
 
@@ -12,6 +12,7 @@ from everstep.strategy import resolve_strategy, validate_message
 from everstep.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 from everstep.training.v1.progress_pb2 import TrainingProgress
 from everstep.training.v1.strategy_pb2 import StrategyOverrides, TrainingStrategy
+from trainer_service.progress import AttemptProgress
 from trainer_service.training_worker import TrainingRequest
 from trainer_service.trainings import Trainings
 
@@ -37,7 +38,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 overrides=StrategyOverrides(),
             )
         )
-        async for event in progress.follow(after_index=0):
+        async for event in _follow(progress, after_index=0):
             yield event
 
     async def ResumeTraining(
@@ -53,14 +54,14 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 fork=request.fork,
             )
         )
-        async for event in progress.follow(after_index=0):
+        async for event in _follow(progress, after_index=0):
             yield event
 
     async def WatchTraining(
         self, request: trainer_pb2.WatchTrainingRequest, _context: Context
     ) -> AsyncIterator[TrainingProgress]:
         progress = self._trainings.find(request.operation_id, request.attempt)
-        async for event in progress.follow(request.after_index):
+        async for event in _follow(progress, request.after_index):
             yield event
 
     async def CancelTraining(
@@ -87,6 +88,11 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     ) -> trainer_pb2.ForgetTrainingResponse:
         await self._trainings.forget(request.operation_id, request.attempt)
         return trainer_pb2.ForgetTrainingResponse()
+
+
+def _follow(progress: AttemptProgress, after_index: int) -> AsyncIterator[TrainingProgress]:
+    # The interceptor sends bytes as they are; the stub's type knows messages alone.
+    return cast(AsyncIterator[TrainingProgress], progress.follow(after_index))
 
 
 def _resolved(strategy: TrainingStrategy) -> TrainingStrategy:

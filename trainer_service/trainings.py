@@ -13,14 +13,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from checkpoint_store.blobs import BlobStore
 from everstep.errors import EverstepError, Reason
 from everstep.trainer.v1.trainer_pb2 import Training
+from everstep.training.v1.progress_pb2 import TrainingPosition, TrainingProgress
 from trainer_service.child_process import SpareChildren
-from trainer_service.journal import Journal
+from trainer_service.journal import Journal, JournalAttempt
 from trainer_service.last_words import failed
 from trainer_service.progress import AttemptProgress
 from trainer_service.settings import TrainerSettings
 from trainer_service.spool import Spool
 from trainer_service.spooled_attempt import SpooledAttempt
 from trainer_service.training_worker import TrainingRequest, TrainingWorker
+from trainer_service.work_at_risk import RiskMeter
 
 _log = structlog.get_logger(__name__)
 
@@ -69,7 +71,11 @@ class Trainings:
             if row.forgotten:
                 continue
             progress = AttemptProgress(
-                self._journal, *key, last_index=row.last_index, finished=row.finished
+                self._journal,
+                *key,
+                last_index=row.last_index,
+                finished=row.finished,
+                position=await asyncio.to_thread(self._last_position, row),
             )
             self._attempts[key] = progress
             self._started[key] = row.start_time
@@ -208,7 +214,7 @@ class Trainings:
     async def _start(self, request: TrainingRequest) -> AttemptProgress:
         key = (request.operation_id, request.attempt)
         await asyncio.to_thread(self._journal.open_attempt, *key)
-        progress = AttemptProgress(self._journal, *key)
+        progress = AttemptProgress(self._journal, *key, risk=RiskMeter(request.strategy.checkpoint))
         worker = TrainingWorker(
             request, progress, self._store, self._spares, self._spool, self._settings
         )
@@ -219,6 +225,11 @@ class Trainings:
         self._newest[request.operation_id] = request.attempt
         self._run(request.operation_id, request.attempt, worker)
         return progress
+
+    def _last_position(self, row: JournalAttempt) -> TrainingPosition:
+        """How far an attempt was when it last said so."""
+        last = self._journal.read(row.operation_id, row.attempt, row.last_index - 1, 1, 0)
+        return TrainingProgress.FromString(last[0][1]).position if last else TrainingPosition()
 
     async def _take_up(self, progress: AttemptProgress) -> None:
         """An attempt that ran when the trainer stopped: what it left on disk is stored now."""

@@ -104,6 +104,7 @@ class Uploader:
     async def _run(self) -> None:
         while True:
             snapshot = await self._uploads.get()
+            self._progress.risk.upload_begun(snapshot)
             try:
                 await self._upload(snapshot)
             except EverstepError as error:
@@ -112,6 +113,7 @@ class Uploader:
                 _log.exception("upload failed", operation_id=self.context.operation_id)
                 self.error = EverstepError(Reason.INTERNAL, f"the upload failed: {error}")
             finally:
+                self._progress.risk.upload_ended(committed=False)
                 self._uploads.task_done()
             await self._released(snapshot.content.slot)
 
@@ -132,6 +134,7 @@ class Uploader:
                     continue
                 raise
             self.error = None
+            self._progress.risk.upload_ended(committed=True)
             self.context = replace(self.context, parent=committed.manifest_key)
             self.committed, self.stored = checkpoint_message(committed), snapshot
             seconds = time.monotonic() - began

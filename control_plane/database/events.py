@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from control_plane.database.schema import events, operations
 from everstep.control.v1.operations_pb2 import OperationEvent
@@ -13,10 +13,21 @@ from everstep.control.v1.operations_pb2 import OperationEvent
 
 @dataclass(frozen=True)
 class LogHead:
-    """How far an operation's log is."""
+    """How far an operation's log is, and where it begins."""
 
     last_sequence: int
+    #: The oldest entry that is kept.
+    first_sequence: int
     state: str
+
+
+@dataclass(frozen=True)
+class CompactableLog:
+    """A log that is longer than it is to be."""
+
+    operation_id: str
+    #: Where it is to begin.
+    first_sequence: int
 
 
 def append(connection: Connection, operation_id: str, entries: Sequence[OperationEvent]) -> int:
@@ -50,20 +61,102 @@ def append(connection: Connection, operation_id: str, entries: Sequence[Operatio
 
 def head(connection: Connection, operation_id: str) -> LogHead | None:
     """How far the log is; None when there is no such operation."""
-    row = connection.execute(
-        select(operations.c.last_sequence, operations.c.state).where(
-            operations.c.operation_id == operation_id
-        )
-    ).one_or_none()
-    return None if row is None else LogHead(row.last_sequence, row.state)
+    return heads(connection, [operation_id]).get(operation_id)
 
 
-def page(connection: Connection, operation_id: str, after: int, limit: int) -> list[bytes]:
-    """Up to `limit` entries after a sequence, in order, as OperationEvent bytes."""
+def heads(connection: Connection, operation_ids: Sequence[str]) -> dict[str, LogHead]:
+    """How far the logs are, by operation; one that is gone is left out."""
+    rows = connection.execute(
+        select(
+            operations.c.operation_id,
+            operations.c.last_sequence,
+            operations.c.first_sequence,
+            operations.c.state,
+        ).where(operations.c.operation_id.in_(operation_ids))
+    )
+    return {
+        row.operation_id: LogHead(row.last_sequence, row.first_sequence, row.state) for row in rows
+    }
+
+
+def page(
+    connection: Connection, operation_id: str, after: int, limit: int, size: int
+) -> list[bytes]:
+    """The entries after a sequence, in order, as OperationEvent bytes.
+
+    Args:
+        limit: Of entries.
+        size: Of all together, in bytes; one that is larger by itself comes alone.
+    """
+    behind = (
+        events.c.operation_id == operation_id,
+        events.c.sequence > after,
+        events.c.sequence <= after + limit,
+    )
+    running = func.sum(func.length(events.c.payload)).over(order_by=events.c.sequence)
+    sizes = select(events.c.sequence, running.label("total")).where(*behind).subquery()
+    last = (
+        select(func.max(sizes.c.sequence))
+        .where((sizes.c.total <= size) | (sizes.c.sequence == after + 1))
+        .scalar_subquery()
+    )
     rows = connection.execute(
         select(events.c.payload)
-        .where(events.c.operation_id == operation_id, events.c.sequence > after)
+        .where(*behind, events.c.sequence <= last)
         .order_by(events.c.sequence)
+    )
+    return list(rows.scalars())
+
+
+def longer_than(connection: Connection, kept: int, limit: int) -> list[CompactableLog]:
+    """Logs of more entries than are to be kept, up to `limit` of them."""
+    rows = connection.execute(
+        select(operations.c.operation_id, operations.c.last_sequence)
+        .where(operations.c.last_sequence - operations.c.first_sequence >= kept)
         .limit(limit)
     )
-    return [row.payload for row in rows]
+    return [CompactableLog(row.operation_id, row.last_sequence - kept + 1) for row in rows]
+
+
+def ended_before(
+    connection: Connection, states: Sequence[str], end_time: int, limit: int
+) -> list[CompactableLog]:
+    """Logs of operations that ended earlier and have more than their last entry."""
+    rows = connection.execute(
+        select(operations.c.operation_id, operations.c.last_sequence)
+        .where(
+            operations.c.state.in_(states),
+            operations.c.end_time < end_time,
+            operations.c.first_sequence < operations.c.last_sequence,
+        )
+        .limit(limit)
+    )
+    return [CompactableLog(row.operation_id, row.last_sequence) for row in rows]
+
+
+def remove_before(
+    connection: Connection, operation_id: str, first_sequence: int, limit: int
+) -> int | None:
+    """Removes the oldest entries, up to `limit` of them, and says where the log begins then.
+
+    The last entry stays. None when there is no such operation.
+    """
+    row = connection.execute(
+        select(operations.c.first_sequence, operations.c.last_sequence)
+        .where(operations.c.operation_id == operation_id)
+        .with_for_update()
+    ).one_or_none()
+    if row is None:
+        return None
+    first: int = min(first_sequence, row.last_sequence, row.first_sequence + limit)
+    if first <= row.first_sequence:
+        return int(row.first_sequence)
+    connection.execute(
+        delete(events).where(events.c.operation_id == operation_id, events.c.sequence < first)
+    )
+    connection.execute(
+        update(operations)
+        .where(operations.c.operation_id == operation_id)
+        .values(first_sequence=first)
+    )
+    return first

@@ -26,12 +26,14 @@ class OperationRecord:
     end_time: int | None
     attempt: int
     last_sequence: int
+    first_sequence: int
     owner: str
     owner_lease_time: int
     losses: int
     due_time: int
     waiting_for: str
     position: bytes
+    at_risk: bytes | None
     metrics: str
     result: bytes | None
     error: bytes | None

@@ -43,6 +43,8 @@ operations = Table(
     # The number of the newest attempt; older ones are fenced.
     Column("attempt", Integer, nullable=False),
     Column("last_sequence", BigInteger, nullable=False),
+    # The oldest event that is kept; what was before it is compacted.
+    Column("first_sequence", BigInteger, nullable=False, server_default="1"),
     # The control plane that follows the open attempt, and until when it says so.
     Column("owner", String(64), nullable=False),
     Column("owner_lease_time", BigInteger, nullable=False),
@@ -52,6 +54,8 @@ operations = Table(
     Column("due_time", BigInteger, nullable=False),
     Column("waiting_for", Text, nullable=False),
     Column("position", LargeBinary, nullable=False),
+    # Work at risk, as last heard of the attempt that runs.
+    Column("at_risk", LargeBinary),
     Column("metrics", Text, nullable=False),
     Column("result", LargeBinary),
     Column("error", LargeBinary),

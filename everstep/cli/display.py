@@ -16,6 +16,8 @@ from everstep.training.v1 import progress_pb2
 from everstep.training.v1.checkpoint_pb2 import CheckpointTrigger
 from everstep.training.v1.progress_pb2 import TrainingProgress
 
+#: Columns that a terminal has for the work at risk beside everything else.
+_WIDE = 120
 _STATE_COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow"}
 
 
@@ -114,6 +116,9 @@ class TrainingDisplay:
                 f"loss [bold]{step.loss:.4f}[/] [dim]lr {step.learning_rate:.3g} "
                 f"{step.examples_per_second:,.0f}/s[/]"
             )
+            if progress.HasField("at_risk") and self._console.width >= _WIDE:
+                seconds = progress.at_risk.seconds_since_checkpoint
+                metrics += f" [dim]at risk {seconds:.0f} s[/]"
             self._bar.update(self._task, metrics=metrics)
         elif progress.HasField("phase_progress"):
             moved = progress.phase_progress

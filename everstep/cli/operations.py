@@ -31,6 +31,7 @@ from everstep.cli.console import (
 from everstep.cli.naming import find_operation
 from everstep.control.v1.operations_pb2 import Operation, OperationState
 from everstep.errors import EverstepError, Reason
+from everstep.training.v1.progress_pb2 import WorkAtRisk
 
 State = Annotated[
     list[str] | None,
@@ -176,14 +177,15 @@ def _facts(operation: Operation) -> list[tuple[str, str]]:
         ("metrics", "  ".join(f"{k} {v:.5g}" for k, v in sorted(operation.metrics.items()))),
     ]
     if saved.reference.checkpoint_id:
-        at_risk = position.step - saved.step
         facts.append(
             (
                 "checkpoint",
-                f"{saved.reference.checkpoint_id}, {size(saved.logical_bytes)}, "
-                f"{ago(saved.create_time)}; {at_risk} steps since",
+                f"{saved.reference.checkpoint_id} at step {saved.step}, "
+                f"{size(saved.logical_bytes)}, {ago(saved.create_time)}",
             )
         )
+    if operation.HasField("at_risk"):
+        facts.append(("at risk", _at_risk(operation.at_risk)))
     if operation.error.reason:
         facts.append(("error", f"{operation.error.message} ({operation.error.reason})"))
         facts += [(f"  {v.field}", v.description) for v in operation.error.violations]
@@ -196,6 +198,16 @@ def _facts(operation: Operation) -> list[tuple[str, str]]:
         facts.append(("forked from", operation.parent_operation_id))
     facts.append(("strategy digest", operation.strategy_digest))
     return [(name, value) for name, value in facts if value]
+
+
+def _at_risk(risk: WorkAtRisk) -> str:
+    lag = risk.upload_lag_seconds
+    return (
+        f"{risk.steps_since_checkpoint} steps, {risk.seconds_since_checkpoint:.0f} s since the "
+        f"last checkpoint; {risk.steps_since_snapshot} steps since the last snapshot; "
+        + (f"upload {lag:.0f} s behind; " if lag else "")
+        + f"waiting {100 * risk.stall_share:.1f} %"
+    )
 
 
 def _state(name: str) -> OperationState.ValueType:

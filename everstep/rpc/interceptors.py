@@ -53,7 +53,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return grpc.unary_stream_rpc_method_handler(
                 _guarded_stream(handler.unary_stream, method),
                 request_deserializer=handler.request_deserializer,
-                response_serializer=handler.response_serializer,
+                response_serializer=_or_bytes(handler.response_serializer),
             )
         return handler
 
@@ -84,6 +84,17 @@ def _guarded_stream(behaviour: Any, method: str) -> Any:
             await context.abort_with_status(_status_of(error, method))
 
     return call
+
+
+def _or_bytes(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
+    """A stream may give a message as the bytes that it has already."""
+
+    def serialized(message: Any) -> bytes:
+        if isinstance(message, bytes) or serialize is None:
+            return bytes(message)
+        return serialize(message)
+
+    return serialized
 
 
 def _check(request: Message, method: str) -> None:

@@ -44,7 +44,8 @@ class ScriptedTraining:
         #: The StartTrainingRequest or ResumeTrainingRequest that began it.
         self.request = request
         self.durable: list[TrainingProgress] = []
-        self.shown: TrainingProgress | None = None
+        #: The newest transient event of each kind.
+        self.shown: dict[str, TrainingProgress] = {}
         self.finished = False
         self.cancel_requests: list[trainer_pb2.CancelTrainingRequest] = []
         self.checkpoint_requests = 0
@@ -67,14 +68,23 @@ class ScriptedTraining:
 
     def show(self, step: int, loss: float) -> None:
         """Step metrics."""
-        self.shown = TrainingProgress(
-            operation_id=self.operation_id,
-            attempt=self.attempt,
-            position=progress_pb2.TrainingPosition(step=step, total_steps=100, fraction=step / 100),
+        self.transient(
+            step=step,
             step_metrics=progress_pb2.StepMetrics(
                 loss=loss, learning_rate=0.1, examples_per_second=1.0
             ),
         )
+
+    def transient(self, *, step: int = 0, **event: Any) -> None:
+        """A transient event; without a step its position is not known."""
+        word = TrainingProgress(operation_id=self.operation_id, attempt=self.attempt, **event)
+        if step:
+            word.position.CopyFrom(
+                progress_pb2.TrainingPosition(step=step, total_steps=100, fraction=step / 100)
+            )
+        kind = word.WhichOneof("event") or ""
+        self.shown.pop(kind, None)
+        self.shown[kind] = word
         self._wake()
 
     def epoch(self, number: int, **metrics: float) -> None:
@@ -125,7 +135,7 @@ class ScriptedTraining:
 
     async def follow(self, after: int) -> AsyncIterator[TrainingProgress]:
         cursor = after
-        shown = None
+        shown: list[TrainingProgress] = []
         while True:
             self._changed.clear()
             while cursor < len(self.durable):
@@ -133,10 +143,10 @@ class ScriptedTraining:
                 cursor += 1
             if self.finished:
                 return
-            if self.shown is not shown:
-                shown = self.shown
-                assert shown is not None
-                yield shown
+            seen, shown = shown, list(self.shown.values())
+            for word in shown:
+                if not any(word is earlier for earlier in seen):
+                    yield word
             await self._changed.wait()
 
     def _wake(self) -> None:

@@ -56,7 +56,7 @@ def word(operation_id: str, index: int, attempt: int = 1, **event: Any) -> Train
 
 
 async def log(database: Database, operation_id: str) -> list[OperationEvent]:
-    payloads = await database.read(events.page, operation_id, 0, 10_000)
+    payloads = await database.read(events.page, operation_id, 0, 10_000, 1 << 20)
     return [OperationEvent.FromString(payload) for payload in payloads]
 
 

@@ -274,6 +274,20 @@ async def test_a_completed_operation_is_resumed_only_with_more_epochs(
     assert operation.result.epochs == 12
 
 
+async def test_one_that_stopped_early_and_is_extended_is_as_far_as_its_steps(
+    client: Client, trainer: ScriptedTrainer
+) -> None:
+    operation_id = await client.create()
+    training = await trainer.begun(operation_id)
+    training.commit(training.checkpoint(40))
+    training.say(step=40, fraction=1.0, completed={"result": {"epochs": 2, "stopped_early": True}})
+    operation = await client.until_state(operation_id, OPERATION_STATE_COMPLETED)
+    assert operation.position.fraction == 1.0
+    assert not operation.position.HasField("eta_seconds")
+    operation = await client.resume(operation_id, overrides={"epochs": 6})
+    assert operation.position.fraction == pytest.approx(0.4 * 3 / 6)
+
+
 async def test_a_finished_operation_cannot_be_cancelled_and_a_queued_one_ends_at_once(
     client: Client, trainer: ScriptedTrainer
 ) -> None:

@@ -19,6 +19,7 @@ from everstep.control.v1.operations_pb2 import (
     CreateOperationRequest,
     OperationEvent,
     WatchOperationRequest,
+    WatchOperationResponse,
 )
 from everstep.errors import EverstepError, Reason
 from tests.control_plane.conftest import Client, refused, strategy
@@ -194,8 +195,9 @@ async def test_an_idle_watcher_is_told_how_far_the_log_is(database: Database) ->
     marks = []
     async with aclosing(log.watch(operation.operation_id, 0)) as responses:
         async for response in responses:
-            if response.HasField("through_sequence"):
-                marks.append(response.through_sequence)
+            message = WatchOperationResponse.FromString(response)
+            if message.HasField("through_sequence"):
+                marks.append(message.through_sequence)
             if len(marks) == 3:
                 break
     assert marks == [1, 1, 1]
@@ -213,7 +215,7 @@ async def test_a_log_that_another_process_writes_is_followed(database: Database)
     async def follow() -> None:
         async with aclosing(here.watch(operation_id, 0)) as responses:
             async for response in responses:
-                seen.extend(response.batch.events)
+                seen.extend(WatchOperationResponse.FromString(response).batch.events)
 
     following = asyncio.create_task(follow())
     await until(lambda: seen, "the first event")
@@ -228,3 +230,112 @@ async def test_a_draining_log_takes_no_watcher(database: Database) -> None:
     with pytest.raises(EverstepError) as caught:
         await anext(log.watch("op-1", 0))
     assert caught.value.reason is Reason.DRAINING
+
+
+async def test_watchers_of_one_log_read_it_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry that is new is read from the database for all of them together."""
+    log = EventLog(database)
+    operations = Operations(database, log, lambda: None)
+    operation_id = (
+        await operations.create(CreateOperationRequest(strategy=strategy()))
+    ).operation_id
+    seen: list[list[bytes]] = [[] for _ in range(50)]
+
+    async def follow(mine: list[bytes]) -> None:
+        async with aclosing(log.watch(operation_id, 0)) as responses:
+            async for response in responses:
+                mine.append(response)
+
+    following = [asyncio.create_task(follow(mine)) for mine in seen]
+    await until(lambda: all(seen), "the first event everywhere")
+    reads = 0
+    read = database.read
+
+    async def counting(*args: object) -> object:
+        nonlocal reads
+        reads += 1
+        return await read(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(database, "read", counting)
+    await operations.cancel(operation_id, discard=False)
+    await asyncio.gather(*following)
+    assert reads <= 3
+    assert len({tuple(mine) for mine in seen}) == 1
+
+
+async def test_progress_of_a_phase_leaves_the_position_as_it_was(
+    client: Client, trainer: ScriptedTrainer
+) -> None:
+    """An attempt that restores its state does not know yet where it is."""
+    operation_id = await client.create()
+    training = await trainer.begun(operation_id)
+    training.epoch(2, val_loss=0.5)
+    training.transient(phase_progress={"phase": "PHASE_RESTORING", "done_bytes": 5})
+    training.transient(step_metrics={"loss": 0.25})
+    both = await client.watch(operation_id, lambda e: e.progress.HasField("step_metrics"))
+    shown = [event for event in both if event.progress.HasField("phase_progress")]
+    assert shown[-1].progress.phase_progress.done_bytes == 5
+    assert shown[-1].progress.position.fraction == 0.3
+    operation = await client.get(operation_id)
+    assert (operation.position.step, operation.position.fraction) == (30, 0.3)
+    assert operation.position.total_steps == 100
+    assert operation.metrics["val_loss"] == 0.5
+
+
+async def test_no_more_is_shown_than_a_restart_would_remember(
+    client: Client, trainer: ScriptedTrainer, control_plane: ServiceProcess
+) -> None:
+    """Killed at any moment, the control plane never shows less than it has shown."""
+    operation_id = await client.create()
+    training = await trainer.begun(operation_id)
+    shown = 0.0
+    for step in range(1, 90):
+        training.show(step, 0.5)
+        events = await client.watch(operation_id, lambda e, n=step: e.progress.position.step == n)
+        fractions = [e.progress.position.fraction for e in events if not e.sequence]
+        assert fractions[-1] >= shown
+        shown = fractions[-1]
+        if step % 30 == 29:
+            control_plane.kill()
+            control_plane.start()
+            assert (await client.get(operation_id)).position.fraction >= shown
+    assert shown > 0.85
+
+
+async def test_work_at_risk_is_kept_while_an_attempt_runs(
+    client: Client, trainer: ScriptedTrainer
+) -> None:
+    operation_id = await client.create()
+    training = await trainer.begun(operation_id)
+    assert not (await client.get(operation_id)).HasField("at_risk")
+    at_risk = {"steps_since_checkpoint": 7, "seconds_since_checkpoint": 2.5}
+    training.say(step=7, at_risk=at_risk, warning={"reason": "TEST"})
+    await client.watch(operation_id, lambda event: event.progress.index == 1)
+    assert (await client.get(operation_id)).at_risk.steps_since_checkpoint == 7
+    training.transient(step=9, at_risk={"steps_since_checkpoint": 9}, step_metrics={"loss": 1.0})
+    await client.watch(operation_id, lambda event: event.progress.position.step == 9)
+    assert (await client.get(operation_id)).at_risk.steps_since_checkpoint == 9
+    training.fail(Reason.TRAINER_RESTARTED, restartable=True)
+    again = await trainer.begun(operation_id, 2)
+    assert not (await client.get(operation_id)).HasField("at_risk")
+    again.complete()
+    operation = await client.until_state(operation_id, OPERATION_STATE_COMPLETED)
+    assert not operation.HasField("at_risk")
+
+
+async def test_kept_samples_of_step_metrics_are_replayed_and_counted_in(
+    client: Client, trainer: ScriptedTrainer
+) -> None:
+    operation_id = await client.create()
+    training = await trainer.begun(operation_id)
+    training.say(step=5, step_metrics={"loss": 0.75, "learning_rate": 0.1, "gradient_norm": 2.0})
+    training.complete()
+    operation = await client.until_state(operation_id, OPERATION_STATE_COMPLETED)
+    assert operation.metrics["loss"] == 0.75
+    assert operation.metrics["gradient_norm"] == 2.0
+    replay = await client.watch(operation_id)
+    kept = [event for event in replay if event.progress.HasField("step_metrics")]
+    assert [(e.progress.index, e.progress.step_metrics.loss) for e in kept] == [(1, 0.75)]
+    assert kept[0].sequence > 0

@@ -40,6 +40,7 @@ from trainer_service.child.optimization import (
     moving_average,
     weights_type,
 )
+from trainer_service.child.pace import Pace
 from trainer_service.child.randomness import reseed
 from trainer_service.child.resume_context import TrainingResumeContext
 from trainer_service.child.state_size import snapshot_bytes
@@ -116,8 +117,8 @@ class ModelTrainer:
         self._cadence = SnapshotCadence(config.checkpoint, config.stall_budget, time.monotonic())
         #: Whether the live state is that of a whole optimizer step.
         self._whole = True
-        self._first_step = 0
-        self._began = self._epoch_began = 0.0
+        self._pace = Pace()
+        self._epoch_began = 0.0
         self._reported = -math.inf
         self._batches = 0
         if resume_context is not None and config.forked_from is not None:
@@ -160,7 +161,6 @@ class ModelTrainer:
             device=self.device,
         )
         self._state_built(*snapshot_bytes(state, self.position().total_steps))
-        self._began, self._first_step = time.monotonic(), state.step
         self._report(PhaseChanged("TRAINING"))
         try:
             while state.epoch < config.epochs and not state.early_stopping.stopped:
@@ -230,7 +230,9 @@ class ModelTrainer:
         state.examples += sum(counts)
         state.skipped_in_a_row = 0
         self._count_step(group, losses, norm)
-        rate = sum(counts) / max(time.monotonic() - began, 1e-9)
+        seconds = time.monotonic() - began
+        self._pace.stepped(seconds)
+        rate = sum(counts) / max(seconds, 1e-9)
         self._report_step(loss_sum / sum(counts), rate, norm)
 
     def _gradients(self, batches: Iterator[Batch], group: int) -> tuple[list[float], list[int]]:
@@ -294,9 +296,9 @@ class ModelTrainer:
     def _evaluate(self, validation: Any) -> dict[str, float]:
         """The validation metrics; one that is stopped leaves the generators as they were."""
         config, state = self.config, self.state
-        generators = generator_states()
+        generators, began = generator_states(), time.monotonic()
         try:
-            return evaluate(
+            metrics = evaluate(
                 state.evaluated_model,
                 self.loss,
                 validation,
@@ -313,6 +315,8 @@ class ModelTrainer:
         except TrainingStopped:
             restore_generators(generators)
             raise
+        self._pace.evaluated(time.monotonic() - began)
+        return metrics
 
     def _monitored(self, metrics: Mapping[str, float]) -> float:
         if self.config.monitor not in metrics:
@@ -351,6 +355,7 @@ class ModelTrainer:
         self._checkpoint_callback(trigger, self.capture)
         now = time.monotonic()
         self._cadence.taken(trigger, now - began, now)
+        self._pace.snapshot_taken(now - began)
 
     def _stop_if_asked(self) -> None:
         stop = self._token.stop
@@ -373,7 +378,8 @@ class ModelTrainer:
         state = self.state
         steps_per_epoch = -(-self._batches // self.config.accumulate)
         total = steps_per_epoch * self.config.epochs
-        done, elapsed = state.step - self._first_step, time.monotonic() - self._began
+        # At the end of each epoch there is one.
+        evaluations = max(0, self.config.epochs - state.epoch)
         return Position(
             epoch=state.epoch,
             total_epochs=self.config.epochs,
@@ -381,5 +387,5 @@ class ModelTrainer:
             batches_per_epoch=self._batches,
             step=state.step,
             total_steps=total,
-            eta_seconds=elapsed / done * (total - state.step) if done and elapsed > 1 else None,
+            eta_seconds=self._pace.seconds_left(max(0, total - state.step), evaluations),
         )

@@ -107,7 +107,8 @@ class OperationServiceServicer:
         without one, or UNAVAILABLE, means: watch again.
         OUT_OF_RANGE FUTURE_SEQUENCE when after_sequence is ahead of the log;
         OUT_OF_RANGE HISTORY_COMPACTED when what follows it is not kept any more: the
-        error's metadata name the first_sequence that is.
+        error's metadata name the first_sequence that is; watch after the one before
+        it. GetOperation has the state so far.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,8 @@ class OperationServiceStub:
     without one, or UNAVAILABLE, means: watch again.
     OUT_OF_RANGE FUTURE_SEQUENCE when after_sequence is ahead of the log;
     OUT_OF_RANGE HISTORY_COMPACTED when what follows it is not kept any more: the
-    error's metadata name the first_sequence that is.
+    error's metadata name the first_sequence that is; watch after the one before
+    it. GetOperation has the state so far.
     """
     CancelOperation: _grpc.UnaryUnaryMultiCallable[_operations_pb2.CancelOperationRequest, _operations_pb2.Operation]
     """CANCELLING until the trainer has stopped with a checkpoint."""
@@ -71,7 +72,8 @@ class OperationServiceAsyncStub(OperationServiceStub):
     without one, or UNAVAILABLE, means: watch again.
     OUT_OF_RANGE FUTURE_SEQUENCE when after_sequence is ahead of the log;
     OUT_OF_RANGE HISTORY_COMPACTED when what follows it is not kept any more: the
-    error's metadata name the first_sequence that is.
+    error's metadata name the first_sequence that is; watch after the one before
+    it. GetOperation has the state so far.
     """
     CancelOperation: _aio.UnaryUnaryMultiCallable[_operations_pb2.CancelOperationRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """CANCELLING until the trainer has stopped with a checkpoint."""
@@ -119,7 +121,8 @@ class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
         without one, or UNAVAILABLE, means: watch again.
         OUT_OF_RANGE FUTURE_SEQUENCE when after_sequence is ahead of the log;
         OUT_OF_RANGE HISTORY_COMPACTED when what follows it is not kept any more: the
-        error's metadata name the first_sequence that is.
+        error's metadata name the first_sequence that is; watch after the one before
+        it. GetOperation has the state so far.
         """
 
     @_abc_1.abstractmethod

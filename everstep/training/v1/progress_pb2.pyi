@@ -170,9 +170,13 @@ class TrainingPosition(_message.Message):
     """Optimizer steps done."""
     total_steps: _builtins.int
     fraction: _builtins.float
-    """From 0 to 1; never goes back."""
+    """From 0 to 1. It never goes back within an operation, whatever is lost and
+    done again; but a resume with more epochs makes the same work a smaller part.
+    """
     eta_seconds: _builtins.float
-    """Unset until the speed is known."""
+    """By how fast it was lately, snapshots and evaluations counted in. Unset until
+    the speed is known, and when nothing trains.
+    """
     def __init__(
         self,
         *,
