@@ -268,7 +268,18 @@ class Up:
         self.log = folder / "up.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*EVERSTEP, "up", "--port", "0", "--trainer-port", "0", "--store-port", "0"],
+                [
+                    *EVERSTEP,
+                    "up",
+                    "--port",
+                    "0",
+                    "--trainer-port",
+                    "0",
+                    "--store-port",
+                    "0",
+                    "--dashboard-port",
+                    "0",
+                ],
                 cwd=folder,
                 env=environment(""),
                 stdout=log,
