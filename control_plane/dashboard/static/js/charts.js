@@ -40,8 +40,7 @@ export class Chart {
       "figure",
       { class: "chart card", "aria-label": title, data: { chart: title } },
       element("figcaption", {}, element("h3", { text: title }), this.#legend),
-      this.#host,
-      this.#at,
+      element("div", { class: "canvas" }, this.#host, this.#at),
     );
     this.#resize = new ResizeObserver(() => this.#fit());
     this.#resize.observe(this.#host);
@@ -99,12 +98,12 @@ export class Chart {
         width: Math.max(80, this.#host.clientWidth),
         height: this.#height,
         legend: { show: false },
-        padding: [14, 8, 0, 0],
+        padding: [14, 22, 0, 0],
         cursor: { y: false, points: { size: 7 }, drag: { x: true, y: false } },
         scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
         axes: [
           { ...axis, size: 30, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : brief(tick))) },
-          { ...axis, size: 56, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : metric(tick))) },
+          { ...axis, size: wide, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : metric(tick))) },
         ],
         series: [
           {},
@@ -216,6 +215,9 @@ export class Chart {
     this.#host.setAttribute("aria-label", [...points, counts.join(", ")].join("; "));
   }
 }
+
+/** Room for the longest of an axis's values. */
+const wide = (_, values) => 14 + 6.7 * Math.max(4, ...(values ?? []).map((value) => value.length));
 
 /** A value of the x axis: steps are whole, epochs may be a part. */
 const brief = (value) => (Number.isInteger(value) ? whole(value) : value.toFixed(2));

@@ -1,14 +1,19 @@
 // Checkpoints as a timeline: how large each is, and how much of it had to travel.
 
 import { setPinned } from "./actions.js";
-import { element, setText } from "./dom.js";
+import { Children, element, setText } from "./dom.js";
 import { bytes, clock, duration, metric, metricName, number, percent, whole, word } from "./format.js";
 
 const HEIGHT = 64;
 
 export class CheckpointsPanel {
   #timeline;
+  #columns;
   #body;
+  #lines;
+  #more;
+  #all = false;
+  #drawn = null;
   #summary;
   #changed;
   #resume;
@@ -22,13 +27,32 @@ export class CheckpointsPanel {
     this.#resume = resume;
     this.#summary = element("span", { class: "soft small" });
     this.#timeline = element("div", { class: "timeline" });
+    this.#columns = new Children(this.#timeline);
     this.#body = element("tbody");
+    this.#lines = new Children(this.#body);
+    this.#more = element("button", {
+      class: "quiet",
+      on: {
+        click: () => {
+          this.#all = !this.#all;
+          this.#rows();
+        },
+      },
+    });
     const heads = ["Step", "Epoch", "Taken", "Why", "Size", "Uploaded", "Saved", "Waited", "Upload", "Metric", ""];
     this.node = element(
       "section",
       { class: "card", id: "checkpoints", hidden: true },
       element("div", { class: "card-head" }, element("h2", { text: "Checkpoints" }), this.#summary),
       element("div", { class: "scrolls" }, this.#timeline),
+      element(
+        "div",
+        { class: "timeline-key" },
+        element("span", { class: "uploaded", text: "uploaded" }),
+        element("span", { class: "shared", text: "in the store already" }),
+        element("span", { class: "unkept", text: "not kept any more" }),
+        element("span", { class: "held", text: "pinned" }),
+      ),
       element(
         "div",
         { class: "scrolls" },
@@ -39,6 +63,7 @@ export class CheckpointsPanel {
           this.#body,
         ),
       ),
+      this.#more,
     );
   }
 
@@ -58,9 +83,33 @@ export class CheckpointsPanel {
     this.node.hidden = !entries.length;
     this.#sum(entries);
     const largest = Math.max(...entries.map(({ checkpoint }) => number(checkpoint.logical_bytes)), 1);
-    this.#timeline.replaceChildren(...entries.map((entry) => this.#column(entry, largest)));
-    this.#timeline.parentElement.scrollLeft = this.#timeline.scrollWidth;
-    this.#body.replaceChildren(...entries.reverse().map((entry) => this.#row(entry, resumable)));
+    const grown = entries.length > this.#timeline.childElementCount;
+    this.#columns.show(
+      entries.map((entry) => ({
+        key: idOf(entry),
+        content: [entry, largest],
+        build: () => this.#column(entry, largest),
+      })),
+    );
+    if (grown) this.#timeline.parentElement.scrollLeft = this.#timeline.scrollWidth;
+    this.#drawn = { entries: entries.reverse(), resumable };
+    this.#rows();
+  }
+
+  /** Those that are kept, or all that there ever were. */
+  #rows() {
+    const { entries, resumable } = this.#drawn;
+    const shown = this.#all ? entries : entries.filter((entry) => entry.kept);
+    this.#lines.show(
+      shown.map((entry) => ({
+        key: idOf(entry),
+        content: [entry, resumable],
+        build: () => this.#row(entry, resumable),
+      })),
+    );
+    const gone = entries.filter((entry) => !entry.kept).length;
+    this.#more.hidden = !gone;
+    setText(this.#more, this.#all ? "Only those that are kept" : `And ${whole(gone)} that retention removed`);
   }
 
   #sum(entries) {
@@ -98,21 +147,21 @@ export class CheckpointsPanel {
     const logical = number(checkpoint.logical_bytes);
     const uploaded = number(checkpoint.uploaded_bytes);
     const pinned = Boolean(checkpoint.pinned);
-    const cell = (text, numeric = true) => element("td", { class: numeric && "number", text });
+    const cell = (text) => element("td", { text });
     const value = checkpoint.monitor_value;
     return element(
       "tr",
       { class: kept ? "" : "gone", data: { checkpoint: id } },
-      cell(whole(checkpoint.step), false),
-      cell(whole(checkpoint.epoch), false),
-      cell(clock(time), false),
-      cell(word(checkpoint.trigger, "CHECKPOINT_TRIGGER_"), false),
-      cell(bytes(logical), false),
-      cell(bytes(uploaded), false),
-      cell(logical ? percent(saved(logical, uploaded)) : "–", false),
-      cell(stall === undefined ? "–" : duration(stall), false),
-      cell(upload === undefined ? "–" : duration(upload), false),
-      cell(value === undefined ? "–" : `${metricName(checkpoint.monitor)} ${metric(value)}`, false),
+      cell(whole(checkpoint.step)),
+      cell(whole(checkpoint.epoch)),
+      cell(clock(time)),
+      cell(word(checkpoint.trigger, "CHECKPOINT_TRIGGER_")),
+      cell(bytes(logical)),
+      cell(bytes(uploaded)),
+      cell(logical ? percent(saved(logical, uploaded)) : "–"),
+      cell(stall === undefined ? "–" : duration(stall)),
+      cell(upload === undefined ? "–" : duration(upload)),
+      cell(value === undefined ? "–" : `${metricName(checkpoint.monitor)} ${metric(value)}`),
       kept
         ? element(
             "td",
@@ -136,5 +185,7 @@ export class CheckpointsPanel {
     );
   }
 }
+
+const idOf = ({ checkpoint }) => checkpoint.reference.checkpoint_id;
 
 const saved = (logical, uploaded) => Math.max(0, 1 - uploaded / logical);

@@ -20,6 +20,37 @@ export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+/**
+ * Children that are built again only where what they show has changed: what a person is about to
+ * press, or has selected, stays where it is.
+ */
+export class Children {
+  #host;
+  #built = new Map();
+
+  constructor(host) {
+    this.#host = host;
+  }
+
+  /** @param {{key: string, content: any, build: () => Node}[]} wanted in order */
+  show(wanted) {
+    const next = new Map();
+    for (const { key, content, build } of wanted) {
+      const signature = JSON.stringify(content);
+      const before = this.#built.get(key);
+      next.set(key, before?.signature === signature ? before : { signature, node: build() });
+    }
+    this.#built = next;
+    const nodes = [...next.values()].map(({ node }) => node);
+    const kept = new Set(nodes);
+    for (const child of [...this.#host.childNodes]) if (!kept.has(child)) child.remove();
+    nodes.forEach((node, index) => {
+      const there = this.#host.childNodes[index];
+      if (there !== node) this.#host.insertBefore(node, there ?? null);
+    });
+  }
+}
+
 /** A group of buttons of which one is pressed; `chosen` is called with its value. */
 export function toggles(label, options, value, chosen) {
   const buttons = options.map(([key, text]) =>

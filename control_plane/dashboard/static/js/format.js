@@ -60,4 +60,10 @@ export const FINAL = new Set(["completed", "failed", "cancelled"]);
 /** `train_loss` as `train loss`; names of metrics are the training's own. */
 export const metricName = (name) => name.replaceAll("_", " ");
 
+/** A metric's name as a heading; short ones are abbreviations, as in `MAE`. */
+export const title = (name) =>
+  metricName(name)
+    .replace(/^./, (first) => first.toUpperCase())
+    .replace(/\b([a-z0-9]{1,3}|rmse)$/i, (short) => short.toUpperCase());
+
 export const plural = (count, what) => `${whole(count)} ${what}${count === 1 ? "" : "s"}`;

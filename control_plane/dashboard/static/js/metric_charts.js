@@ -1,7 +1,7 @@
 // Which charts there are: one for the loss, one for each other metric, and what steps tell.
 
 import { Chart, seriesColour } from "./charts.js";
-import { metricName } from "./format.js";
+import { metricName, title as titleOf } from "./format.js";
 
 const STEP_TITLES = {
   learning_rate: "Learning rate",
@@ -12,16 +12,20 @@ const STEP_TITLES = {
 /** The chart that a metric of an epoch belongs to: `val_accuracy` and `train_accuracy` share one. */
 const family = (name) => name.replace(/^(train|val|validation|test)_/, "");
 
-/** `{title: [{name, by, dots}]}` of all curves, loss first. */
+/**
+ * `{title: [{name, by, dots}]}`, loss first. Of one training, the curves of a family share a
+ * chart; of several, each metric has its own.
+ */
 function arrange(curves) {
+  const alone = curves.length === 1;
   const charts = new Map([["Loss", []]]);
   if (curves.some(({ bySteps }) => bySteps.has("loss"))) {
     charts.get("Loss").push({ name: "loss", by: "bySteps" });
-  }
+  } else if (!alone) charts.clear();
   const names = new Set(curves.flatMap(({ byEpochs }) => [...byEpochs.keys()]));
   names.delete("learning_rate");
   for (const name of [...names].sort(byRole)) {
-    const title = metricName(family(name)).replace(/^./, (first) => first.toUpperCase());
+    const title = titleOf(alone ? family(name) : name);
     if (!charts.has(title)) charts.set(title, []);
     charts.get(title).push({ name, by: "byEpochs", dots: true });
   }
@@ -58,22 +62,20 @@ export class MetricCharts {
       const series = wanted.flatMap(({ name, by: kind, dots }, index) =>
         trainings.map(({ name: training, curves }, which) => {
           const found = curves[kind].get(name);
-          const role = metricName(name);
           return {
-            label: alone ? role : wanted.length > 1 ? `${training}: ${role}` : training,
+            label: alone ? metricName(name) : training,
             colour: seriesColour(alone ? index : which),
             x: (found?.steps ?? []).map((step) => scale(step, curves, by)),
             y: found?.values ?? [],
             dots: dots && (found?.steps.length ?? 0) <= 60,
             thin: kind === "bySteps" && wanted.length > 1,
-            dash: !alone && index > 0,
           };
         }),
       );
       const marks = trainings.flatMap(({ curves, marks: made }) =>
         made.map((mark) => ({ ...mark, x: scale(mark.step, curves, by) })),
       );
-      this.#chart(title, place).show(series, marks, { xName: by, log: log && title === "Loss" });
+      this.#chart(title, place).show(series, marks, { xName: by, log: log && /loss$/i.test(title) });
       place += 1;
     }
   }

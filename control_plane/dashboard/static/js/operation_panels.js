@@ -1,8 +1,64 @@
 // The parts of an operation's page: overview, tiles, attempts, history, outcome.
 
-import { element } from "./dom.js";
-import { clock, duration, metric, metricName, number, percent, bytes, plural, whole } from "./format.js";
+import { askToCancel, askToResume, checkpointNow } from "./actions.js";
+import { badge, element } from "./dom.js";
+import { FINAL, ago, bytes, clock, duration, metric, metricName, number, percent, plural, stateOf, title, whole } from "./format.js";
 import { riskWords } from "./training_log.js";
+
+/** Name, state and what can be done; parts for `Children`. */
+export function headParts(operation, kept, resumable) {
+  const state = stateOf(operation);
+  const id = operation.operation_id;
+  const name = operation.display_name || id;
+  const labels = Object.entries(operation.labels ?? {});
+  const parent = operation.parent_operation_id;
+  const created = ago(operation.create_time);
+  return [
+    {
+      key: "name",
+      content: [name, state, labels, created],
+      build: () => {
+        const shown = labels.map(([label, value]) =>
+          element("span", { class: "label", text: value ? `${label}: ${value}` : label }),
+        );
+        const fork = parent
+          ? element("a", { href: `#/operations/${encodeURIComponent(parent)}`, text: `forked from ${parent}` })
+          : null;
+        return element(
+          "div",
+          {},
+          element("div", { class: "title" }, element("h1", { text: name }), badge(state)),
+          element(
+            "div",
+            { class: "detail" },
+            element("span", { class: "mono", text: id }),
+            element("span", { text: `created ${created}` }),
+            fork,
+            ...shown,
+          ),
+        );
+      },
+    },
+    {
+      key: "buttons",
+      content: [state, resumable, kept],
+      build: () => element("div", { class: "buttons" }, ...buttons(operation, kept, state, resumable)),
+    },
+  ];
+}
+
+function buttons(operation, kept, state, resumable) {
+  const button = (text, possible, act, look) =>
+    element("button", { text, class: look, disabled: !possible, on: { click: act } });
+  if (FINAL.has(state)) {
+    const text = state === "completed" ? "Train longer" : "Resume";
+    return [button(text, resumable, () => askToResume(operation, kept), "main")];
+  }
+  return [
+    button("Checkpoint now", state === "running", () => checkpointNow(operation)),
+    button("Cancel", state !== "cancelling", () => askToCancel(operation), "danger"),
+  ];
+}
 
 /** How far it is: the bar, and what is done right now. */
 export function overview(operation, log, state) {
@@ -53,11 +109,12 @@ function tile(name, main, more = "", level = "") {
 
 /** The figures that people look for first. */
 export function tiles(operation, log, state) {
+  if (operation.result) return [];
   const made = [];
   const metrics = { ...operation.metrics, ...log.lastEpoch?.metrics };
   if (log.step) made.push(tile("Loss", metric(log.step.loss), "of the newest step"));
   for (const name of Object.keys(metrics).filter((key) => key.startsWith("val_")).slice(0, 2)) {
-    made.push(tile(capital(metricName(name)), metric(metrics[name]), "of the newest epoch"));
+    made.push(tile(title(name), metric(metrics[name]), "of the newest epoch"));
   }
   const rate = log.step?.learning_rate ?? metrics.learning_rate;
   if (rate !== undefined) made.push(tile("Learning rate", metric(rate)));
@@ -92,7 +149,7 @@ export function attemptsTable(operation) {
       element("td", { text: clock(attempt.start_time) }),
       element("td", { text: duration(Math.max(0, took)) }),
       element("td", { text: `${whole(attempt.first_step)} – ${whole(attempt.last_step)}` }),
-      element("td", {}, attempt.end ? attempt.end.toLowerCase().replaceAll("_", " ") : "running",
+      element("td", { class: "prose" }, attempt.end ? attempt.end.toLowerCase().replaceAll("_", " ") : "running",
         attempt.end_reason ? element("div", { class: "soft small", text: attempt.end_reason }) : null),
     );
   });
@@ -104,29 +161,24 @@ export function attemptsTable(operation) {
   );
 }
 
-/** The log in lines, newest first. */
+/** The log in lines, newest first; parts for `Children`. */
 export function historyLines(log) {
-  const lines = [...log.lines].reverse().map(({ time, text, kind }) =>
-    element(
-      "li",
-      { data: { kind } },
-      element("time", { datetime: time, text: clock(time) }),
-      element("span", { text }),
-    ),
-  );
+  const lines = log.lines.map((line, index) => ({ key: `${line.time} ${index}`, ...line })).reverse();
   if (log.firstSequence > 1) {
-    lines.push(
+    const text = `What is older than event ${whole(log.firstSequence)} is not kept any more.`;
+    lines.push({ key: "compacted", time: null, text, kind: "warn" });
+  }
+  return lines.map(({ key, time, text, kind }) => ({
+    key,
+    content: text,
+    build: () =>
       element(
         "li",
-        { data: { kind: "warn", compacted: "" } },
-        element("time", { text: "" }),
-        element("span", {
-          text: `Older than event ${whole(log.firstSequence)}: not kept any more. Curves begin there.`,
-        }),
+        { data: { kind, line: key } },
+        element("time", time ? { datetime: time, text: clock(time) } : {}),
+        element("span", { text }),
       ),
-    );
-  }
-  return lines;
+  }));
 }
 
 /** What it came to: the result, or the error; null while it runs. */
@@ -158,11 +210,9 @@ export function outcome(operation) {
     "section",
     { class: "card", id: "outcome" },
     element("div", { class: "card-head" }, element("h2", { text: "Result" }), element("span", { class: "soft small", text: facts.join(" · ") })),
-    element("dl", { class: "tiles" }, ...measured.map(([name, value]) => tile(capital(metricName(name)), metric(value)))),
+    element("dl", { class: "tiles" }, ...measured.map(([name, value]) => tile(title(name), metric(value)))),
     result.digests?.state
       ? element("p", { class: "soft small" }, "State ", element("span", { class: "mono", text: result.digests.state }))
       : null,
   );
 }
-
-const capital = (text) => text.replace(/^./, (first) => first.toUpperCase());

@@ -1,13 +1,13 @@
 // One operation: its curves, its checkpoints, its attempts, and what can be done with it.
 
-import { askToCancel, askToResume, checkpointNow } from "./actions.js";
+import { askToResume } from "./actions.js";
 import { getOperation, listCheckpoints } from "./api.js";
 import { CheckpointsPanel } from "./checkpoints_panel.js";
-import { badge, element, throttled, toggles } from "./dom.js";
+import { Children, element, throttled, toggles } from "./dom.js";
 import { EventStream } from "./events.js";
-import { FINAL, ago, number, stateOf } from "./format.js";
+import { number, stateOf } from "./format.js";
 import { MetricCharts } from "./metric_charts.js";
-import { attemptsTable, historyLines, outcome, overview, tiles } from "./operation_panels.js";
+import { attemptsTable, headParts, historyLines, outcome, overview, tiles } from "./operation_panels.js";
 import { TrainingLog } from "./training_log.js";
 
 const REDRAW_MILLISECONDS = 200;
@@ -21,6 +21,8 @@ export class OperationView {
   #stream = null;
   #charts;
   #panel;
+  #head;
+  #history;
   #options = { by: "step", log: false };
   #clock;
   #setConnection;
@@ -31,14 +33,16 @@ export class OperationView {
   constructor(host, operationId, setConnection) {
     this.#id = operationId;
     this.#setConnection = setConnection;
-    this.head = element("section", { class: "operation-head" });
+    const head = element("section", { class: "operation-head" });
+    this.#head = new Children(head);
     this.overview = element("section", { class: "card overview" });
     this.tiles = element("dl", { class: "tiles", hidden: true });
     this.outcome = element("div", { hidden: true });
     this.chartsHost = element("div", { class: "charts" });
     this.#charts = new MetricCharts(this.chartsHost);
     this.attempts = element("div", { class: "scrolls" });
-    this.history = element("ul", { class: "history" });
+    const history = element("ul", { class: "history" });
+    this.#history = new Children(history);
     this.strategy = element("pre");
     this.#panel = new CheckpointsPanel(
       () => this.#refresh(),
@@ -48,7 +52,7 @@ export class OperationView {
     this.body = element(
       "div",
       { class: "stack", hidden: true },
-      this.head,
+      head,
       this.overview,
       this.tiles,
       this.outcome,
@@ -59,7 +63,7 @@ export class OperationView {
         "div",
         { class: "two" },
         element("section", { class: "card" }, element("h2", { text: "Attempts" }), this.attempts),
-        element("section", { class: "card" }, element("h2", { text: "History" }), this.history),
+        element("section", { class: "card" }, element("h2", { text: "History" }), history),
       ),
       element("details", { class: "card" }, element("summary", { text: "Strategy" }), this.strategy),
     );
@@ -173,39 +177,8 @@ export class OperationView {
     const operation = this.#operation;
     const state = stateOf(operation);
     document.title = `${operation.display_name || this.#id} · Everstep`;
-    const running = state === "running" || state === "cancelling";
-    const can = (text, possible, act, look) =>
-      element("button", { text, class: look, disabled: !possible, on: { click: act } });
-    const labels = Object.entries(operation.labels ?? {}).map(([name, value]) =>
-      element("span", { class: "label", text: value ? `${name}: ${value}` : name }),
-    );
-    const parent = operation.parent_operation_id;
-    const resumable = Boolean(operation.resumable) || (state === "completed" && this.#kept.length > 0);
-    this.resumable = resumable;
-    this.head.replaceChildren(
-      element(
-        "div",
-        {},
-        element("div", { class: "title" }, element("h1", { text: operation.display_name || this.#id }), badge(state)),
-        element(
-          "div",
-          { class: "detail" },
-          element("span", { class: "mono", text: this.#id }),
-          element("span", { text: `created ${ago(operation.create_time)}` }),
-          parent ? element("a", { href: `#/operations/${encodeURIComponent(parent)}`, text: `forked from ${parent}` }) : null,
-          ...labels,
-        ),
-      ),
-      element(
-        "div",
-        { class: "buttons" },
-        can("Checkpoint now", state === "running", () => checkpointNow(operation)),
-        FINAL.has(state)
-          ? can(state === "completed" ? "Train longer" : "Resume", resumable,
-              () => askToResume(this.#operation, this.#kept), "main")
-          : can("Cancel", running || state === "pending", () => askToCancel(operation), "danger"),
-      ),
-    );
+    this.resumable = Boolean(operation.resumable) || (state === "completed" && this.#kept.length > 0);
+    this.#head.show(headParts(operation, this.#kept, this.resumable));
     const ended = outcome(operation);
     this.outcome.hidden = !ended;
     this.outcome.replaceChildren(...(ended ? [ended] : []));
@@ -221,7 +194,7 @@ export class OperationView {
     const shown = tiles(operation, this.#log, state);
     this.tiles.hidden = !shown.length;
     this.tiles.replaceChildren(...shown);
-    this.history.replaceChildren(...historyLines(this.#log));
+    this.#history.show(historyLines(this.#log));
     this.#panel.show(this.#log.checkpoints, this.#kept, this.resumable);
     const { curves } = this.#log;
     const drawable = curves.bySteps.size + curves.byEpochs.size > 0;
@@ -235,7 +208,7 @@ export class OperationView {
       .filter((attempt) => attempt.number > 1)
       .map((attempt) => ({
         kind: "attempt",
-        step: number(attempt.first_step),
+        step: Math.max(0, number(attempt.first_step) - 1),
         label: String(attempt.number),
         text: `attempt ${attempt.number} on ${attempt.trainer_id}`,
       }));

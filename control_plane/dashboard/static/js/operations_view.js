@@ -11,7 +11,7 @@ const FILTERS = [
   ["all", "All"],
   ["active", "Active"],
   ["completed", "Completed"],
-  ["stopped", "Failed or cancelled"],
+  ["stopped", "Stopped"],
 ];
 const PASSES = {
   all: () => true,
