@@ -107,6 +107,8 @@ class OperationFeed:
                 await self._look()
             except EverstepError as error:
                 _log.warning("operations not read for the dashboard", error=error.message)
+            except Exception:
+                _log.exception("operations not read for the dashboard")
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _look(self) -> None:

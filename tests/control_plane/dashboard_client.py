@@ -9,10 +9,30 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.control_plane.conftest import LEASE_SECONDS
 from tests.control_plane.scripted_trainer import PATIENCE_SECONDS
+from tests.services.processes import ServiceProcess
+
+
+def control_plane_with_dashboard(
+    folder: Path, store_settings: dict[str, str], **settings: str
+) -> ServiceProcess:
+    """A control plane over an empty SQLite database, not yet started."""
+    return ServiceProcess(
+        "control_plane",
+        {
+            "EVERSTEP_DATABASE_URL": f"sqlite:///{folder / 'control-plane.db'}",
+            **store_settings,
+            "EVERSTEP_LEASE_SECONDS": str(LEASE_SECONDS),
+            "EVERSTEP_DASHBOARD_LISTEN": "127.0.0.1:0",
+            **settings,
+        },
+        folder / "control-plane.log",
+    )
 
 
 @dataclass(frozen=True)

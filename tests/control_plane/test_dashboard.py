@@ -27,8 +27,13 @@ from everstep.control.v1.operations_pb2 import (
     WatchOperationResponse,
 )
 from everstep.errors import EverstepError, Reason
-from tests.control_plane.conftest import LEASE_SECONDS, Client, strategy
-from tests.control_plane.dashboard_client import Dashboard, Sent, sequences
+from tests.control_plane.conftest import Client, strategy
+from tests.control_plane.dashboard_client import (
+    Dashboard,
+    Sent,
+    control_plane_with_dashboard,
+    sequences,
+)
 from tests.control_plane.scripted_trainer import ScriptedTrainer, until
 from tests.services.processes import ServiceProcess
 
@@ -37,16 +42,7 @@ UNKNOWN = "op-0123456789ab"
 
 @pytest.fixture
 def control_plane(tmp_path: Path, store_settings: dict[str, str]) -> Iterator[ServiceProcess]:
-    process = ServiceProcess(
-        "control_plane",
-        {
-            "EVERSTEP_DATABASE_URL": f"sqlite:///{tmp_path / 'control-plane.db'}",
-            **store_settings,
-            "EVERSTEP_LEASE_SECONDS": str(LEASE_SECONDS),
-            "EVERSTEP_DASHBOARD_LISTEN": "127.0.0.1:0",
-        },
-        tmp_path / "control-plane.log",
-    ).start()
+    process = control_plane_with_dashboard(tmp_path, store_settings).start()
     yield process
     process.kill()
 
@@ -122,7 +118,6 @@ async def test_a_stream_outlives_the_end_and_shows_the_resume(
     operation_id = await client.create()
     training = await trainer.begun(operation_id)
     training.commit(training.checkpoint(20))
-    await until(lambda: trainer.trainings.get((operation_id, 1)), "the attempt")
     training.fail(Reason.TRAINING_FAILED)
     await client.watch(operation_id)
 
@@ -345,15 +340,10 @@ def test_the_page_is_whole_and_names_no_other_host(dashboard: Dashboard) -> None
 
 
 def test_a_name_that_is_allowed_is_answered(tmp_path: Path, store_settings: dict[str, str]) -> None:
-    process = ServiceProcess(
-        "control_plane",
-        {
-            "EVERSTEP_DATABASE_URL": f"sqlite:///{tmp_path / 'control-plane.db'}",
-            **store_settings,
-            "EVERSTEP_DASHBOARD_LISTEN": "127.0.0.1:0",
-            "EVERSTEP_DASHBOARD_ALLOWED_HOSTS": "train.example, other.example",
-        },
-        tmp_path / "control-plane.log",
+    process = control_plane_with_dashboard(
+        tmp_path,
+        store_settings,
+        EVERSTEP_DASHBOARD_ALLOWED_HOSTS="train.example, other.example",
     ).start()
     try:
         dashboard = Dashboard(process.dashboard_url)
