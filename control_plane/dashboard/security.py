@@ -47,7 +47,10 @@ class SecurityMiddleware:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                # Another version of the service has other files under the same names.
+                headers.setdefault("Cache-Control", "no-cache")
             await send(message)
 
         try:

@@ -16,12 +16,15 @@ import pytest
 from control_plane.dashboard.event_stream import EventStreams
 from control_plane.dashboard.operation_feed import OperationFeed
 from control_plane.dashboard.routes import STATIC
+from control_plane.database import events
 from control_plane.database.session import Database
 from control_plane.event_log import EventLog
 from control_plane.operations import Operations
+from control_plane.transitions import note_event
 from everstep.control.v1.operations_pb2 import (
     OPERATION_STATE_CANCELLED,
     OPERATION_STATE_COMPLETED,
+    OPERATION_STATE_FAILED,
     CreateOperationRequest,
     DeleteOperationRequest,
     WatchOperationResponse,
@@ -112,25 +115,34 @@ async def test_the_query_says_where_to_begin_and_last_event_id_wins(
     assert sequences(await dashboard.read(path + "?after_sequence=1", ended, "3")) == [4]
 
 
-async def test_a_stream_outlives_the_end_and_shows_the_resume(
-    client: Client, trainer: ScriptedTrainer, dashboard: Dashboard
-) -> None:
-    operation_id = await client.create()
-    training = await trainer.begun(operation_id)
-    training.commit(training.checkpoint(20))
-    training.fail(Reason.TRAINING_FAILED)
-    await client.watch(operation_id)
+async def test_a_stream_outlives_the_end_of_its_operation(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'database.db'}")
+    await database.migrate()
+    log = EventLog(database)
+    operations = Operations(database, log, lambda: None)
+    operation = await operations.create(CreateOperationRequest(strategy=strategy()))
+    await operations.cancel(operation.operation_id, discard=False)
+    ends = asyncio.Event()
+    whole = log.watch
 
-    def resumed(sent: Sent) -> bool:
-        return any(
-            event.get("state_changed", {}).get("reason") == "RESUMED" for event in sent.content
-        )
+    async def watch(operation_id: str, after: int) -> AsyncIterator[WatchOperationResponse]:
+        async for response in whole(operation_id, after):
+            yield response
+        ends.set()
 
-    reading = asyncio.create_task(dashboard.read(f"/operations/{operation_id}/events", resumed))
-    answer = await asyncio.to_thread(dashboard.change, f"/operations/{operation_id}:resume", {})
-    assert answer.status == 200
-    assert answer.content["state"] == "OPERATION_STATE_PENDING"
-    assert resumed((await reading)[-1])
+    log.watch = watch  # type: ignore[method-assign,assignment]
+    stream = EventStreams(log).of_one(operation.operation_id, 0)
+    await anext(stream)
+    assert (await anext(stream)).id == "2"
+    news = asyncio.ensure_future(anext(stream))
+    await ends.wait()
+    later = note_event("TEST", "said after the end", 0)
+    await database.write(events.append, operation.operation_id, [later])
+    sent = await news
+    await stream.aclose()
+    database.close()
+    assert sent.id == "3"
+    assert str(sent.data).count('"sequence"') == 1
 
 
 async def test_several_logs_come_in_one_stream_which_is_taken_up_again(
@@ -268,6 +280,11 @@ async def test_buttons_follow_the_same_rules_as_calls(
     checkpoint_id = listed[0]["reference"]["checkpoint_id"]
     pinned = await change(f"/checkpoints/{checkpoint_id}", {"pinned": True}, "PATCH")
     assert pinned.content["pinned"] is True
+    training.fail(Reason.TRAINING_FAILED)
+    await client.until_state(operation_id, OPERATION_STATE_FAILED)
+    resumed = await change(one + ":resume", {})
+    assert resumed.content["state"] == "OPERATION_STATE_PENDING"
+    training = await trainer.begun(operation_id, 2)
     cancelled = await change(one + ":cancel", {"discard": True})
     assert cancelled.content["state"] == "OPERATION_STATE_CANCELLING"
     await until(lambda: training.cancel_requests, "the trainer to be told")

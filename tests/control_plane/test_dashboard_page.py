@@ -15,7 +15,7 @@ from everstep.errors import Reason
 from tests.control_plane.conftest import Client
 from tests.control_plane.dashboard_client import control_plane_with_dashboard
 from tests.control_plane.scripted_trainer import ScriptedTrainer, ScriptedTraining
-from tests.services.browser import FLAGS, Witness, chromium
+from tests.services.browser import FLAGS, RECORDER, Witness, chromium
 from tests.services.processes import ServiceProcess
 
 
@@ -95,6 +95,34 @@ async def test_steps_done_again_are_drawn_once_with_the_newest_values_and_a_mark
     assert witness.strangers() == []
 
 
+async def test_a_hidden_page_listens_to_nothing_and_goes_on_where_it_was(
+    client: Client, control_plane: ServiceProcess, trainer: ScriptedTrainer, page: Page
+) -> None:
+    operation_id = await client.create()
+    await page.add_init_script(RECORDER)
+    await page.goto(f"{control_plane.dashboard_url}#/operations/{operation_id}")
+    training = await trainer.begun(operation_id)
+    train(training, range(10, 60, 10), loss=1)
+    await described(page).to_have_attribute("aria-label", re.compile("^loss: 5 points"))
+    await _set_hidden(page, True)
+    train(training, range(60, 110, 10), loss=1)
+    await client.watch(operation_id, lambda event: event.progress.position.step == 100)
+    assert await page.evaluate("window.sequences.length") == 7
+    await _set_hidden(page, False)
+    await described(page).to_have_attribute("aria-label", re.compile("^loss: 10 points"))
+    assert await page.evaluate("window.sequences") == list(range(1, 13))
+
+
+async def _set_hidden(page: Page, hidden: bool) -> None:
+    await page.evaluate(
+        """hidden => {
+          Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+          document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        hidden,
+    )
+
+
 async def test_work_at_risk_is_shown_while_a_training_runs(
     client: Client, control_plane: ServiceProcess, trainer: ScriptedTrainer, page: Page
 ) -> None:
@@ -154,7 +182,7 @@ async def test_a_log_that_begins_later_is_shown_from_there(
 async def test_no_view_is_wider_than_a_phone(
     client: Client, control_plane: ServiceProcess, trainer: ScriptedTrainer, page: Page
 ) -> None:
-    long = "a-name-without-a-place-to-break-" * 6
+    long = "withoutaplacetobreak" * 8
     operation_id = await client.create(display_name=long, labels={"label": long})
     training = await trainer.begun(operation_id)
     train(training, range(10, 60, 10), loss=1)
