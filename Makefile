@@ -81,9 +81,10 @@ check-protos: $(READY)
 	done
 	@echo "stubs: as generated"
 
-## make picture       docs/images/demo.svg, from a real run of the demo
+## make picture       docs/images/, from real runs of the demo and of the page (needs chromium)
 picture: $(READY)
 	$(BIN)/python docs/images/record_demo.py
+	PYTHONPATH=. $(BIN)/python docs/images/record_dashboard.py
 
 ## make clean         .venv and what the tools leave behind
 clean:

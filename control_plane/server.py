@@ -1,4 +1,4 @@
-"""The control plane put together: database, store, domain, servicers, dispatcher, server."""
+"""The control plane put together: database, store, domain, servicers, dispatcher, servers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from checkpoint_store.blobs import BlobStore
 from checkpoint_store.sweeps import RETRY_SECONDS
 from control_plane.checkpoints import Checkpoints
 from control_plane.compaction import LogCompactor
+from control_plane.dashboard.server import Dashboard, listen
 from control_plane.database.session import Database
 from control_plane.dispatcher import Dispatcher
 from control_plane.event_log import EventLog
@@ -49,6 +50,7 @@ async def serve(settings: ControlPlaneSettings) -> None:
     public_store = _open_store(settings, settings.store_public_url or settings.store_url)
     server = serving.create_server()
     address = serving.bind(server, settings.listen)
+    dashboard_socket = listen(settings.dashboard_listen) if settings.dashboard_listen else None
     async with AsyncExitStack() as closing:
         database = Database(settings.database_url)
         closing.callback(database.close)
@@ -78,7 +80,22 @@ async def serve(settings: ControlPlaneSettings) -> None:
         await serving.set_serving(health, SERVICES, True)
         compactor = LogCompactor(database, settings.keep_events, settings.keep_events_days)
         working = [asyncio.create_task(work) for work in (dispatcher.run(), compactor.run())]
-        print(f"listening on {address}", flush=True)
+        dashboard = None
+        said = f"listening on {address}"
+        if dashboard_socket is not None:
+            dashboard = Dashboard(
+                dashboard_socket,
+                settings.dashboard_allowed_hosts,
+                database,
+                log,
+                operations,
+                checkpoints,
+                dispatcher,
+                settings.stop_grace_seconds,
+            )
+            dashboard.start()
+            said += f"\ndashboard on {dashboard.url}"
+        print(said, flush=True)
         await stop.wait()
 
         _log.info("stopping; trainings go on")
@@ -87,6 +104,8 @@ async def serve(settings: ControlPlaneSettings) -> None:
         for task in working:
             task.cancel()
         await asyncio.gather(*working, return_exceptions=True)
+        if dashboard is not None:
+            await dashboard.stop()
         await server.stop(settings.stop_grace_seconds)
 
 

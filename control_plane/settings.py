@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from typing import Annotated
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from everstep.rpc.logs import LogFormat
 
@@ -35,5 +36,16 @@ class ControlPlaneSettings(BaseSettings):
     store_region: str = "us-east-1"
     #: The store as callers reach it, in download URLs; empty: as `store_url`.
     store_public_url: str = ""
+    #: host:port to serve the dashboard on; port 0 takes any free one; empty: no dashboard.
+    dashboard_listen: str = ""
+    #: Names under which browsers reach the dashboard, beside localhost and IP addresses.
+    dashboard_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     reflection: bool = False
     log_format: LogFormat = "console"
+
+    @field_validator("dashboard_allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value

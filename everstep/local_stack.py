@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
+from urllib.parse import urlsplit
 
 from everstep.errors import EverstepError, Reason
 from everstep.object_store_process import MinioProcess, find_minio_binary
@@ -36,6 +37,7 @@ class StackPorts:
     control_plane: int = 7070
     trainer: int = 7071
     store: int = 7072
+    dashboard: int = 7080
 
 
 class ServiceProcess:
@@ -45,6 +47,8 @@ class ServiceProcess:
         self.name = name
         self.log = log
         self.address = ""
+        #: Where the service's dashboard is; empty when it has none.
+        self.dashboard_url = ""
         self._module = module
         self._settings = dict(settings)
         self._process: subprocess.Popen[bytes] | None = None
@@ -83,6 +87,11 @@ class ServiceProcess:
             raise self._did_not_start()
         self.address = line.removeprefix("listening on ").strip()
         self._settings["EVERSTEP_LISTEN"] = self.address
+        if self._settings.get("EVERSTEP_DASHBOARD_LISTEN"):
+            self.dashboard_url = (
+                process.stdout.readline().decode().removeprefix("dashboard on ").strip()
+            )
+            self._settings["EVERSTEP_DASHBOARD_LISTEN"] = urlsplit(self.dashboard_url).netloc
 
     def stop(self) -> None:
         """SIGTERM; SIGKILL when that is not enough."""
@@ -105,10 +114,14 @@ class ServiceProcess:
         lines = self.log.read_text(errors="replace").splitlines()
         last = next((line for line in reversed(lines) if line.startswith("error: ")), "")
         if "cannot listen" in last:
+            for_dashboard = "for the dashboard" in last
+            variable = "EVERSTEP_DASHBOARD_LISTEN" if for_dashboard else "EVERSTEP_LISTEN"
+            whose = "dashboard" if for_dashboard else self.name
             return EverstepError(
                 Reason.ADDRESS_IN_USE,
-                f"the port of the {self.name} is taken ({self._settings['EVERSTEP_LISTEN']}); stop "
-                "what uses it, or choose another with --port, --trainer-port or --store-port",
+                f"the port of the {whose} is taken ({self._settings[variable]}); stop what uses "
+                "it, or choose another with --port, --trainer-port, --store-port or "
+                "--dashboard-port",
             )
         said = last.removeprefix("error: ") or f"see {self.log}"
         return EverstepError(Reason.SERVICE_UNAVAILABLE, f"the {self.name} did not start: {said}")
@@ -146,6 +159,11 @@ class LocalStack:
     def address(self) -> str:
         """host:port of the control plane."""
         return self._services[0].address
+
+    @property
+    def dashboard_url(self) -> str:
+        """Where a browser finds the dashboard."""
+        return self._services[0].dashboard_url
 
     @property
     def trainer(self) -> ServiceProcess:
@@ -227,6 +245,7 @@ class LocalStack:
                 "EVERSTEP_LISTEN": f"127.0.0.1:{self._ports.control_plane}",
                 "EVERSTEP_DATABASE_URL": f"sqlite:///{self.folder / 'control-plane.db'}",
                 "EVERSTEP_LEASE_SECONDS": "6",
+                "EVERSTEP_DASHBOARD_LISTEN": f"127.0.0.1:{self._ports.dashboard}",
             },
             logs / "control-plane.log",
         )

@@ -47,6 +47,17 @@ class OperationRecord:
 
 
 @dataclass(frozen=True)
+class OperationHead:
+    """What tells that an operation has changed."""
+
+    operation_id: str
+    create_time: int
+    update_time: int
+    last_sequence: int
+    state: str
+
+
+@dataclass(frozen=True)
 class OperationFilter:
     """Which operations to list; an empty field filters nothing."""
 
@@ -144,6 +155,30 @@ def page(
         )
     query = query.order_by(operations.c.create_time.desc(), operations.c.operation_id.desc())
     return [OperationRecord(**row._mapping) for row in connection.execute(query.limit(limit))]
+
+
+def newest_heads(connection: Connection, limit: int) -> list[OperationHead]:
+    """The newest operations, newest first."""
+    rows = connection.execute(
+        select(
+            operations.c.operation_id,
+            operations.c.create_time,
+            operations.c.update_time,
+            operations.c.last_sequence,
+            operations.c.state,
+        )
+        .order_by(operations.c.create_time.desc(), operations.c.operation_id.desc())
+        .limit(limit)
+    )
+    return [OperationHead(**row._mapping) for row in rows]
+
+
+def find_many(connection: Connection, operation_ids: Sequence[str]) -> list[OperationRecord]:
+    """Those of the operations that there are."""
+    rows = connection.execute(
+        select(operations).where(operations.c.operation_id.in_(operation_ids))
+    )
+    return [OperationRecord(**row._mapping) for row in rows]
 
 
 def labels_of(

@@ -66,7 +66,7 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="everstep-demo-") as temporary:
         stack = LocalStack(
             keep or Path(temporary),
-            StackPorts(0, 0, 0),
+            StackPorts(0, 0, 0, 0),
             Path(temporary),
             lambda text: console.print(f"[yellow]![/] {text}", highlight=False),
         )
@@ -77,6 +77,7 @@ def demo(
                 ((name, address, str(pid)) for name, address, pid, _ in stack.rows()),
             )
             console.print(f"objects are in {stack.store_described}", soft_wrap=True)
+            console.print(f"watch it in a browser: {stack.dashboard_url}", soft_wrap=True)
             same = _killed_and_compared(console, stack, connection)
     if not same:
         raise typer.Exit(1)

@@ -26,6 +26,9 @@ def up(
     ] = 7070,
     trainer_port: Annotated[int, typer.Option(min=0, max=65535)] = 7071,
     store_port: Annotated[int, typer.Option(min=0, max=65535)] = 7072,
+    dashboard_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of the page in the browser.")
+    ] = 7080,
 ) -> None:
     """Run control plane, trainer and object store here; Ctrl-C stops them, trainings are saved."""
     console = messages()
@@ -38,7 +41,7 @@ def up(
         signal.signal(number, end)
     stack = LocalStack(
         folder,
-        StackPorts(port, trainer_port, store_port),
+        StackPorts(port, trainer_port, store_port, dashboard_port),
         data_root,
         lambda text: console.print(f"[yellow]![/] {text}", highlight=False),
     )
@@ -49,6 +52,7 @@ def up(
             ((name, address, str(pid), log) for name, address, pid, log in stack.rows()),
         )
         console.print(f"objects are in {stack.store_described}", soft_wrap=True)
+        console.print(f"dashboard: {stack.dashboard_url}", soft_wrap=True)
         address = "" if stack.address == "127.0.0.1:7070" else f" --address {stack.address}"
         data().print(f"ready: everstep train STRATEGY.yaml{address}", soft_wrap=True)
         while not stop.wait(0.5):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
@@ -30,13 +31,14 @@ def wait_for(condition: Callable[[], T | None], what: str, patience: float = PAT
 
 
 class ServiceProcess:
-    """`python -m MODULE` with settings; it keeps its port over restarts."""
+    """`python -m MODULE` with settings; it keeps its ports over restarts."""
 
     def __init__(self, module: str, settings: Mapping[str, str], log: Path) -> None:
         self.module = module
         self.settings = {"EVERSTEP_LISTEN": "127.0.0.1:0", **settings}
         self.log = log
         self.address = ""
+        self.dashboard_url = ""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -68,6 +70,10 @@ class ServiceProcess:
             raise AssertionError(f"{self.module} did not start:\n{self.log.read_text()[-4000:]}")
         self.address = line.removeprefix("listening on ").strip()
         self.settings["EVERSTEP_LISTEN"] = self.address
+        if self.settings.get("EVERSTEP_DASHBOARD_LISTEN"):
+            said = process.stdout.readline().decode()
+            self.dashboard_url = said.removeprefix("dashboard on ").strip()
+            self.settings["EVERSTEP_DASHBOARD_LISTEN"] = urlsplit(self.dashboard_url).netloc
         return self
 
     def exit_code(self) -> int:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,7 +275,18 @@ class Up:
         self.log = folder / "up.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*EVERSTEP, "up", "--port", "0", "--trainer-port", "0", "--store-port", "0"],
+                [
+                    *EVERSTEP,
+                    "up",
+                    "--port",
+                    "0",
+                    "--trainer-port",
+                    "0",
+                    "--store-port",
+                    "0",
+                    "--dashboard-port",
+                    "0",
+                ],
                 cwd=folder,
                 env=environment(""),
                 stdout=log,
@@ -297,11 +309,19 @@ def healthy(address: str) -> bool:
     return subprocess.run([*EVERSTEP, "healthy", address], capture_output=True).returncode == 0
 
 
+def shown(url: str) -> bool:
+    with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:
+        return b"<title>Everstep</title>" in answer.read()
+
+
 def test_up_keeps_its_services_running_and_takes_them_along(tmp_path: Path) -> None:
     up = Up(tmp_path)
     try:
         address = up.ready()
         assert healthy(address)
+        dashboard = re.search(r"dashboard: (http://127.0.0.1:\d+/)", up.log.read_text())
+        assert dashboard is not None
+        assert shown(dashboard[1])
         second = subprocess.run(
             [*EVERSTEP, "up", "--port", "0"],
             cwd=tmp_path,
@@ -320,6 +340,7 @@ def test_up_keeps_its_services_running_and_takes_them_along(tmp_path: Path) -> N
         killed.kill()
         wait_for(lambda: "starting it again" in up.log.read_text(), "the control plane's death")
         wait_for(lambda: healthy(address), "the control plane to be back")
+        assert shown(dashboard[1])
 
         children = psutil.Process(up.process.pid).children(recursive=True)
         up.process.send_signal(signal.SIGINT)
