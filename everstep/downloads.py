@@ -37,7 +37,8 @@ def check_target(target: Path, *, overwrite: bool) -> None:
     """
     if target.exists() and not overwrite:
         raise EverstepError(
-            Reason.INVALID_REQUEST, f"{target} is there already; overwrite it or name another"
+            Reason.INVALID_REQUEST,
+            f"{target} is there already; overwrite it (--force) or name another",
         )
     if not target.parent.is_dir():
         raise EverstepError(Reason.INVALID_REQUEST, f"there is no folder {target.parent}")

@@ -80,6 +80,7 @@ class Watch:
         self._drop()
 
     def __del__(self) -> None:
+        # gRPC cancels what is forgotten, but promises it nowhere.
         self._drop()
 
     def _read(self) -> None:

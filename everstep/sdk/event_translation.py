@@ -18,33 +18,34 @@ class _Common(TypedDict):
     sequence: int
     time: datetime
     attempt: int
-    position: Position | None
+
+
+class _OfTraining(_Common):
+    position: Position
     at_risk: WorkAtRisk | None
 
 
 def event(message: OperationEvent) -> Event:
     """One event."""
-    common = _common(message)
     match message.WhichOneof("event"):
         case "state_changed":
             changed = message.state_changed
-            common["attempt"] = changed.attempt
             return events.StateChanged(
                 to=translation.state(changed.to),
                 before=translation.state(getattr(changed, "from")),
                 reason=changed.reason,
                 message=changed.message,
-                **common,
+                **_common(message, changed.attempt),
             )
         case "note":
-            common["attempt"] = message.note.attempt
-            return events.Note(message.note.reason, message.note.message, **common)
+            note = message.note
+            return events.Note(note.reason, note.message, **_common(message, note.attempt))
         case "progress":
-            return _progress(message.progress, common)
-    return events.UnknownEvent(**common)
+            return _progress(message.progress, _of_training(message))
+    return events.UnknownEvent(**_common(message, 0))
 
 
-def _progress(progress: TrainingProgress, common: _Common) -> Event:
+def _progress(progress: TrainingProgress, common: _OfTraining) -> Event:
     match progress.WhichOneof("event"):
         case "phase_changed":
             changed = progress.phase_changed
@@ -61,14 +62,7 @@ def _progress(progress: TrainingProgress, common: _Common) -> Event:
         case "checkpoint_committed" | "checkpoint_delayed":
             return _checkpoint(progress, common)
         case "training_restarted":
-            restarted = progress.training_restarted
-            return events.TrainingRestarted(
-                restarted.cause,
-                restarted.from_step,
-                restarted.source,
-                restarted.restart,
-                **common,
-            )
+            return _restarted(progress.training_restarted, common)
         case "warning":
             warning = progress.warning
             return events.TrainingWarning(warning.reason, warning.message, **common)
@@ -77,7 +71,7 @@ def _progress(progress: TrainingProgress, common: _Common) -> Event:
     return events.UnknownEvent(**common)
 
 
-def _step_metrics(step: progress_pb2.StepMetrics, common: _Common) -> Event:
+def _step_metrics(step: progress_pb2.StepMetrics, common: _OfTraining) -> Event:
     return events.StepMetrics(
         loss=step.loss,
         learning_rate=step.learning_rate,
@@ -87,7 +81,7 @@ def _step_metrics(step: progress_pb2.StepMetrics, common: _Common) -> Event:
     )
 
 
-def _epoch_completed(done: progress_pb2.EpochCompleted, common: _Common) -> Event:
+def _epoch_completed(done: progress_pb2.EpochCompleted, common: _OfTraining) -> Event:
     return events.EpochCompleted(
         epoch=done.epoch,
         metrics=dict(done.metrics),
@@ -98,7 +92,13 @@ def _epoch_completed(done: progress_pb2.EpochCompleted, common: _Common) -> Even
     )
 
 
-def _checkpoint(progress: TrainingProgress, common: _Common) -> Event:
+def _restarted(restarted: progress_pb2.TrainingRestarted, common: _OfTraining) -> Event:
+    return events.TrainingRestarted(
+        restarted.cause, restarted.from_step, restarted.source, restarted.restart, **common
+    )
+
+
+def _checkpoint(progress: TrainingProgress, common: _OfTraining) -> Event:
     if progress.HasField("checkpoint_delayed"):
         delayed = progress.checkpoint_delayed
         trigger = translation.trigger(delayed.trigger)
@@ -114,7 +114,7 @@ def _checkpoint(progress: TrainingProgress, common: _Common) -> Event:
     )
 
 
-def _last_word(progress: TrainingProgress, common: _Common) -> Event:
+def _last_word(progress: TrainingProgress, common: _OfTraining) -> Event:
     if progress.HasField("completed"):
         return events.Completed(translation.training_result(progress.completed.result), **common)
     said = progress.failed if progress.HasField("failed") else progress.cancelled
@@ -126,18 +126,22 @@ def _last_word(progress: TrainingProgress, common: _Common) -> Event:
     return events.Cancelled(saved, **common)
 
 
-def _common(message: OperationEvent) -> _Common:
+def _common(message: OperationEvent, attempt: int) -> _Common:
     """What all events have."""
-    progress = message.progress
     return {
         "operation_id": message.operation_id,
         "sequence": message.sequence,
         "time": translation.moment(message.time),
-        "attempt": progress.attempt,
-        "position": (
-            translation.position(progress.position) if progress.HasField("position") else None
-        ),
-        "at_risk": (
-            translation.work_at_risk(progress.at_risk) if progress.HasField("at_risk") else None
-        ),
+        "attempt": attempt,
+    }
+
+
+def _of_training(message: OperationEvent) -> _OfTraining:
+    """What all events of a training have."""
+    progress = message.progress
+    at_risk = translation.work_at_risk(progress.at_risk) if progress.HasField("at_risk") else None
+    return {
+        **_common(message, progress.attempt),
+        "position": translation.position(progress.position),
+        "at_risk": at_risk,
     }

@@ -36,14 +36,21 @@ class Event:
     time: datetime
     #: 0 for what belongs to none.
     attempt: int
-    #: None for what no trainer said.
-    position: Position | None
-    at_risk: WorkAtRisk | None
+    #: None for what the control plane said.
+    position: Position | None = None
+    at_risk: WorkAtRisk | None = None
 
     @property
     def is_durable(self) -> bool:
         """It is in the log, and every watcher gets it."""
         return self.sequence > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingEvent(Event):
+    """One that the trainer said of an attempt: it has a position."""
+
+    position: Position
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class StateChanged(Event):
 
 
 @dataclass(frozen=True)
-class PhaseChanged(Event):
+class PhaseChanged(TrainingEvent):
     """The training does something else."""
 
     phase: Phase
@@ -68,7 +75,7 @@ class PhaseChanged(Event):
 
 
 @dataclass(frozen=True)
-class PhaseProgress(Event):
+class PhaseProgress(TrainingEvent):
     """Transient: how far a phase is that moves a state."""
 
     phase: Phase
@@ -77,7 +84,7 @@ class PhaseProgress(Event):
 
 
 @dataclass(frozen=True)
-class StepMetrics(Event):
+class StepMetrics(TrainingEvent):
     """One step's; a sample of them is durable."""
 
     loss: float
@@ -88,7 +95,7 @@ class StepMetrics(Event):
 
 
 @dataclass(frozen=True)
-class EpochCompleted(Event):
+class EpochCompleted(TrainingEvent):
     """An epoch is done and evaluated."""
 
     #: Counted from 0.
@@ -101,7 +108,7 @@ class EpochCompleted(Event):
 
 
 @dataclass(frozen=True)
-class CheckpointCommitted(Event):
+class CheckpointCommitted(TrainingEvent):
     """A checkpoint is in the store, complete and verified."""
 
     checkpoint: Checkpoint
@@ -111,7 +118,7 @@ class CheckpointCommitted(Event):
 
 
 @dataclass(frozen=True)
-class CheckpointDelayed(Event):
+class CheckpointDelayed(TrainingEvent):
     """A checkpoint fell due and was not taken, or could not be stored; training goes on."""
 
     trigger: CheckpointTrigger
@@ -122,7 +129,7 @@ class CheckpointDelayed(Event):
 
 
 @dataclass(frozen=True)
-class TrainingRestarted(Event):
+class TrainingRestarted(TrainingEvent):
     """The training process died and another one goes on."""
 
     #: As in `signal SIGSEGV`, `exit code 1`, `out of memory`.
@@ -134,7 +141,7 @@ class TrainingRestarted(Event):
 
 
 @dataclass(frozen=True)
-class TrainingWarning(Event):
+class TrainingWarning(TrainingEvent):
     """Something in the training that a person should know."""
 
     reason: str
@@ -150,14 +157,14 @@ class Note(Event):
 
 
 @dataclass(frozen=True)
-class Completed(Event):
+class Completed(TrainingEvent):
     """An attempt has come to the training's end."""
 
     result: TrainingResult
 
 
 @dataclass(frozen=True)
-class Failed(Event):
+class Failed(TrainingEvent):
     """An attempt has failed."""
 
     failure: Failure
@@ -166,7 +173,7 @@ class Failed(Event):
 
 
 @dataclass(frozen=True)
-class Cancelled(Event):
+class Cancelled(TrainingEvent):
     """An attempt was stopped."""
 
     #: None when it was discarded or had not begun.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from everstep.sdk.events import EpochCompleted, Event
+from everstep.sdk.events import EpochCompleted, Event, TrainingEvent
 from everstep.sdk.operations import EpochRecord
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ class History:
 
     def take(self, event: Event) -> None:
         """Takes one event."""
-        if event.position is not None and event.position.step:
+        # An attempt that begins has no step yet.
+        if isinstance(event, TrainingEvent) and event.position.step:
             self._go_back_to(event.position.step)
         if isinstance(event, EpochCompleted):
             self._records[event.epoch] = EpochRecord(
@@ -33,7 +34,7 @@ class History:
                 learning_rate=event.learning_rate,
                 is_best=event.is_best,
                 seconds=event.seconds,
-                step=0 if event.position is None else event.position.step,
+                step=event.position.step,
                 attempt=event.attempt,
                 time=event.time,
             )
