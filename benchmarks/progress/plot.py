@@ -22,7 +22,7 @@ def draw(found: Results, path: Path) -> None:
     deliveries, delays = figure.subplots(1, 2, width_ratios=(3, 2))
     _group(
         deliveries,
-        [f"{watchers:,} watchers" for watchers in found.sizes("delivery")],
+        [f"to {watchers:,}" for watchers in found.sizes("delivery")],
         {
             name: [found.median("delivery", name, size, "rate") for size in found.sizes("delivery")]
             for name in found.contenders("delivery")
@@ -41,6 +41,8 @@ def draw(found: Results, path: Path) -> None:
         "{:.1f}",
     )
     delays.set_title(f"ms from a step to {size:,} screens; less is better", fontsize=10)
+    handles, names = deliveries.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
 
@@ -51,6 +53,6 @@ def _group(axes: Axes, labels: list[str], bars: dict[str, list[float]], shown: s
         drawn = axes.bar(places, values, width, label=name, color=_COLOURS[number])
         axes.bar_label(drawn, [shown.format(value) for value in values], fontsize=7, padding=2)
     axes.set_xticks([place + 0.4 - width / 2 for place in range(len(labels))], labels)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_yticks([])
     axes.margins(y=0.15)
-    axes.legend(fontsize=7, frameon=False)
