@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from everstep.errors import EverstepError, Reason
 from trainer_service.cgroups import own_cgroups
+
+#: How long the files get that memory comes to just now, by descriptor; what is not there yet is
+#: free no more.
+_growing: dict[int, int] = {}
+_reserving = threading.Lock()
 
 
 def allocate(descriptor: int, length: int) -> None:
@@ -16,21 +23,28 @@ def allocate(descriptor: int, length: int) -> None:
     Raises:
         EverstepError: OUT_OF_MEMORY, before the system has to kill anything for it.
     """
-    if _grows(descriptor, length):
+    if os.fstat(descriptor).st_size >= length and not _missing(descriptor, length):
+        return
+    with _reserved(descriptor, length) as file:
         try:
-            os.posix_fallocate(descriptor, 0, length)
+            os.posix_fallocate(file, 0, length)
         except OSError as error:
             raise _no_memory(length, error.strerror or str(error)) from None
 
 
-def extend(descriptor: int, length: int) -> None:
-    """Makes an anonymous file at least `length` bytes long, to be filled by `write`.
+@contextmanager
+def extended(descriptor: int, length: int) -> Iterator[None]:
+    """Makes an anonymous file at least `length` bytes long, filled by `write` in the block.
+
+    Until the block ends, what is not written yet counts as taken for everyone in this process.
 
     Raises:
         EverstepError: OUT_OF_MEMORY, where so much is not free now.
     """
-    if _grows(descriptor, length):
-        os.ftruncate(descriptor, length)
+    with _reserved(descriptor, length) as file:
+        if os.fstat(file).st_size < length:
+            os.ftruncate(file, length)
+        yield
 
 
 def write(descriptor: int, offset: int, content: memoryview) -> None:
@@ -48,15 +62,35 @@ def write(descriptor: int, offset: int, content: memoryview) -> None:
         raise _no_memory(offset + len(content), error.strerror or str(error)) from None
 
 
-def _grows(descriptor: int, length: int) -> bool:
-    """Whether a file has to be made longer; what that takes is seen to be free."""
-    size = os.fstat(descriptor).st_size
-    if length <= size:
-        return False
-    available = available_bytes()
-    if available is not None and length - size > available:
-        raise _no_memory(length, f"{available / 1e9:.1f} GB are free")
-    return True
+@contextmanager
+def _reserved(descriptor: int, length: int) -> Iterator[int]:
+    """Sees that a file's memory is free, beside what others wait for, and waits for it as well.
+
+    Yields:
+        A descriptor of its own: the file may be closed meanwhile, and its number be another's.
+    """
+    file = os.dup(descriptor)
+    try:
+        with _reserving:
+            # Before the look at what is free: bytes that come meanwhile count twice, and never not.
+            promised = sum(_missing(*growing) for growing in _growing.items())
+            wanted = _missing(file, length)
+            available = available_bytes()
+            if wanted and available is not None and wanted > available - promised:
+                raise _no_memory(length, f"{max(available - promised, 0) / 1e9:.1f} GB are free")
+            _growing[file] = length
+        try:
+            yield file
+        finally:
+            with _reserving:
+                del _growing[file]
+    finally:
+        os.close(file)
+
+
+def _missing(descriptor: int, length: int) -> int:
+    """Bytes that an anonymous file of that length has no memory for yet."""
+    return max(0, length - os.fstat(descriptor).st_blocks * 512)
 
 
 def available_bytes() -> int | None:

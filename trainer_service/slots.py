@@ -11,7 +11,7 @@ from functools import partial
 from typing import TypeAlias
 
 from trainer_service.child.pipe import SLOTS, SlotContent
-from trainer_service.shared_memory import allocate, extend, write
+from trainer_service.shared_memory import allocate, extended, write
 
 #: Puts bytes to a place in a slot.
 Write: TypeAlias = Callable[[int, memoryview], None]
@@ -78,8 +78,7 @@ class MemorySlots:
             # Of its own: what has the slot's number after `close` is another file.
             descriptor = os.dup(self.descriptors[slot])
         try:
-            extend(descriptor, length)
-            with self.view(slot) as memory:
+            with extended(descriptor, length), self.view(slot) as memory:
                 yield memory, partial(write, descriptor)
         finally:
             os.close(descriptor)

@@ -239,5 +239,7 @@ def commit(
         data_digest="0" * 64,
         fingerprint={},
     )
+    store = open_blob_store(folder.as_uri())
+    store.set_up()
     with slots.view(content.slot) as memory:
-        return commit_checkpoint(open_blob_store(folder.as_uri()), draft, memory)
+        return commit_checkpoint(store, draft, memory)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,9 +12,11 @@ import pytest
 from checkpoint_store.blobs import LocalBlobStore, Take
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.strategy_pb2 import CheckpointPolicy
+from trainer_service import shared_memory
 from trainer_service.preflight import SnapshotSize, check_room, try_store
 from trainer_service.slots import MemorySlots
 
+MB = 1 << 20
 POLICY = CheckpointPolicy(keep_last=3, keep_best=1)
 
 
@@ -71,6 +76,50 @@ def test_there_is_room_for_what_is_kept(
     with pytest.raises(EverstepError, match="keep_last") as refused:
         check_room(store, POLICY, SnapshotSize(total, changing), resumed)
     assert refused.value.reason is Reason.STORE_FULL
+
+
+def test_restores_side_by_side_count_what_the_others_wait_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of them would fit; the memory of both comes as they are written."""
+    available = [10 * MB]
+    monkeypatch.setattr(shared_memory, "available_bytes", lambda: available[0])
+    slots = MemorySlots()
+
+    def fits(length: int) -> bool:
+        """To be written piece by piece, and at once; the same is to be said of both."""
+        answers = []
+        for ask in (shared_memory.extended, allocated):
+            descriptor = os.memfd_create("asked")
+            try:
+                with ask(descriptor, length):
+                    answers.append("")
+            except EverstepError as refused:
+                answers.append(refused.reason)
+            finally:
+                os.close(descriptor)
+        assert answers in (["", ""], [Reason.OUT_OF_MEMORY] * 2)
+        return not any(answers)
+
+    @contextmanager
+    def allocated(descriptor: int, length: int) -> Iterator[None]:
+        shared_memory.allocate(descriptor, length)
+        yield
+
+    with slots.filling(0, 6 * MB) as (_, write):
+        assert not fits(6 * MB)
+        assert fits(4 * MB)
+        with memoryview(bytes(3 * MB)) as half:
+            write(0, half)
+            available[0] -= 3 * MB
+            assert not fits(6 * MB)
+            write(3 * MB, half)
+            available[0] -= 3 * MB
+        assert not fits(6 * MB)
+        assert fits(4 * MB)
+    available[0] += 6 * MB
+    assert fits(6 * MB)
+    slots.close()
 
 
 def test_slots_that_the_machine_has_no_memory_for_are_refused() -> None:
