@@ -12,21 +12,28 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
-from everstep.client import Client
-from everstep.control.v1.operations_pb2 import OPERATION_STATE_FAILED, Operation
+from everstep.control.v1.operations_pb2 import (
+    OPERATION_STATE_FAILED,
+    CreateOperationRequest,
+    GetOperationRequest,
+    Operation,
+)
+from everstep.control.v1.operations_pb2_grpc import OperationServiceStub
 from everstep.local_stack import LocalStack, StackPorts
+from everstep.rpc.options import open_sync_channel
 from everstep.strategy import parse_strategy, read_strategy
+from everstep.training.v1.strategy_pb2 import TrainingStrategy
 from tests.services.browser import FLAGS, chromium
 
 FOLDER: Final = Path(__file__).parent
 STRATEGIES: Final = FOLDER.parents[1] / "strategies"
 
 
-def digits(rate: float, epochs: int) -> Any:
+def digits(rate: float, epochs: int) -> TrainingStrategy:
     """A CNN on handwritten digits."""
     return parse_strategy(
         {
@@ -43,28 +50,42 @@ def digits(rate: float, epochs: int) -> Any:
     )
 
 
+class Operations:
+    """What this needs of the control plane."""
+
+    def __init__(self, stub: OperationServiceStub) -> None:
+        self._stub = stub
+
+    def create(self, strategy: TrainingStrategy, name: str, labels: dict[str, str]) -> str:
+        request = CreateOperationRequest(strategy=strategy, display_name=name, labels=labels)
+        return self._stub.CreateOperation(request, timeout=30).operation_id
+
+    def get(self, operation_id: str) -> Operation:
+        return self._stub.GetOperation(GetOperationRequest(operation_id=operation_id), timeout=30)
+
+
 def main() -> int:
     with tempfile.TemporaryDirectory(prefix="everstep-dashboard-") as folder:
         stack = LocalStack(Path(folder), StackPorts(0, 0, 0, 0), Path(folder), print)
         with (
             stack.running(),
-            Client(stack.address) as client,
+            open_sync_channel(stack.address) as channel,
             sync_playwright() as playwright,
         ):
             browser = playwright.chromium.launch(
                 executable_path=chromium(), headless=True, args=FLAGS
             )
-            _record(stack, client, browser)
+            _record(stack, Operations(OperationServiceStub(channel)), browser)
             browser.close()
     return 0
 
 
-def _record(stack: LocalStack, client: Client, browser: Browser) -> None:
+def _record(stack: LocalStack, operations: Operations, browser: Browser) -> None:
     diverging = digits(0.002, 12)
     diverging.training.gradient_clip = 0
     diverging.optimizer.args["lr"] = 1e30
     made = [
-        client.create_operation(strategy, display_name=name, labels=labels).operation_id
+        operations.create(strategy, name, labels)
         for strategy, name, labels in (
             (read_strategy(STRATEGIES / "diabetes-mlp.yaml"), "diabetes", {"team": "clinic"}),
             (digits(0.0005, 10), "digits, lr 0.0005", {"team": "vision", "sweep": "lr"}),
@@ -75,16 +96,16 @@ def _record(stack: LocalStack, client: Client, browser: Browser) -> None:
         )
     ]
     _, slow, fast, failing, long, _ = made
-    _until(client, failing, lambda operation: operation.state == OPERATION_STATE_FAILED)
+    _until(operations, failing, lambda operation: operation.state == OPERATION_STATE_FAILED)
     url = stack.dashboard_url
     wide = browser.new_page(viewport={"width": 1180, "height": 1290}, color_scheme="light")
     wide.goto(f"{url}#/operations/{long}")
-    _until(client, long, lambda operation: operation.position.epoch >= 2)
-    os.kill(client.operation(long).attempts[-1].process_id, signal.SIGKILL)
-    _until(client, long, lambda operation: operation.position.epoch >= 4)
+    _until(operations, long, lambda operation: operation.position.epoch >= 2)
+    os.kill(operations.get(long).attempts[-1].process_id, signal.SIGKILL)
+    _until(operations, long, lambda operation: operation.position.epoch >= 4)
     stack.trainer.kill()
     stack.keep_running()
-    _until(client, long, lambda operation: operation.position.epoch >= 7)
+    _until(operations, long, lambda operation: operation.position.epoch >= 7)
     wide.screenshot(path=FOLDER / "dashboard-operation.png")
     phone = browser.new_page(
         viewport={"width": 390, "height": 844}, color_scheme="dark", device_scale_factor=1.5
@@ -97,15 +118,17 @@ def _record(stack: LocalStack, client: Client, browser: Browser) -> None:
     _take(wide, f"{url}#/compare/{slow}/{fast}", "dashboard-compare.png")
 
 
-def _take(page: Any, url: str, name: str) -> None:
+def _take(page: Page, url: str, name: str) -> None:
     page.goto(url)
     page.wait_for_selector('#connection[data-status="live"]')
     page.wait_for_timeout(1500)
     page.screenshot(path=FOLDER / name)
 
 
-def _until(client: Client, operation_id: str, condition: Callable[[Operation], bool]) -> None:
-    while not condition(client.operation(operation_id)):
+def _until(
+    operations: Operations, operation_id: str, condition: Callable[[Operation], bool]
+) -> None:
+    while not condition(operations.get(operation_id)):
         time.sleep(0.2)
 
 
