@@ -57,9 +57,7 @@ class Watcher(threading.Thread):
         while not self._ended:
             after = self.durable[-1].sequence if self.durable else 0
             request = WatchOperationRequest(operation_id=self._operation_id, after_sequence=after)
-            stream = self._stub.WatchOperation(
-                request, timeout=PATIENCE_SECONDS, wait_for_ready=True
-            )
+            stream = self._stub.WatchOperation(request, wait_for_ready=True)
             self._stream = stream
             try:
                 for response in stream:
