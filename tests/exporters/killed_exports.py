@@ -122,24 +122,19 @@ def run_content(place: Path) -> dict[str, Any]:
 
 
 class Moments:
-    """Kills the process before or after the call with a number, of those that leave something."""
+    """Kills the process before the call with a number, of those that leave something."""
 
     def __init__(self, number: int) -> None:
         self._left = number
-
-    def pass_one(self) -> None:
-        if self._left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self._left -= 1
 
     def wrap(self, owner: Any, name: str) -> None:
         call: Callable[..., Any] = getattr(owner, name)
 
         def wrapped(*arguments: Any, **options: Any) -> Any:
-            self.pass_one()
-            result = call(*arguments, **options)
-            self.pass_one()
-            return result
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self._left -= 1
+            return call(*arguments, **options)
 
         setattr(owner, name, wrapped)
 

@@ -28,7 +28,7 @@ def contents(kind: str, folder: Path) -> list[dict[str, Any]]:
 
 #: Three batches: two files and the state's synced and the state moved to its place, each time, and
 #: at the begin; or a run made, parameters, curves, texts, the end and the sequence.
-@pytest.mark.parametrize(("kind", "moments"), [("tensorboard", 32), ("mlflow", 20)])
+@pytest.mark.parametrize(("kind", "moments"), [("tensorboard", 16), ("mlflow", 10)])
 def test_killed_at_any_moment(kind: str, moments: int, tmp_path: Path) -> None:
     whole, *others = contents(kind, tmp_path)
     assert len(whole) == (3 if kind == "tensorboard" else 1)
