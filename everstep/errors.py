@@ -60,6 +60,7 @@ class Reason(StrEnum):
     NON_FINITE_LOSS = "NON_FINITE_LOSS"
     TRAINING_FAILED = "TRAINING_FAILED"
     TRAINING_PROCESS_DIED = "TRAINING_PROCESS_DIED"
+    TRAINING_HUNG = "TRAINING_HUNG"
     TRAINER_RESTARTED = "TRAINER_RESTARTED"
     ATTEMPTS_EXHAUSTED = "ATTEMPTS_EXHAUSTED"
     INTERNAL = "INTERNAL"
@@ -95,6 +96,7 @@ STATUS_OF_REASON: Mapping[Reason, str] = {
     Reason.RESUME_CONFLICT: "ABORTED",
     Reason.ATTEMPT_REPLACED: "ABORTED",
     Reason.TRAINING_PROCESS_DIED: "ABORTED",
+    Reason.TRAINING_HUNG: "ABORTED",
     Reason.TRAINER_RESTARTED: "ABORTED",
     Reason.ATTEMPTS_EXHAUSTED: "ABORTED",
     Reason.CHECKPOINT_CORRUPT: "DATA_LOSS",
@@ -327,6 +329,10 @@ class TrainingProcessDied(TrainingFailed):
     """The training process died more often than is allowed."""
 
 
+class TrainingHung(TrainingFailed):
+    """The training made no step for too long, again and again; `detail` has its stacks."""
+
+
 class AttemptsExhausted(TrainingFailed):
     """Too many attempts in a row were lost."""
 
@@ -366,5 +372,6 @@ CLASS_OF_REASON: Mapping[Reason, type[EverstepError]] = {
     Reason.NON_FINITE_LOSS: NonFiniteLoss,
     Reason.OUT_OF_MEMORY: OutOfMemory,
     Reason.TRAINING_PROCESS_DIED: TrainingProcessDied,
+    Reason.TRAINING_HUNG: TrainingHung,
     Reason.ATTEMPTS_EXHAUSTED: AttemptsExhausted,
 }
