@@ -23,6 +23,10 @@ class ControlPlaneSettings(BaseSettings):
     instance: str = Field(default="control-plane", pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
     #: Seconds that a trainer counts as alive after it was last heard.
     lease_seconds: float = Field(default=15, gt=0, le=3600)
+    #: Operations that may wait for a trainer; one more is refused.
+    max_queued: int = Field(default=10_000, ge=1)
+    #: Watches at a time; one more is refused.
+    max_watches: int = Field(default=2_000, ge=1)
     #: Seconds that calls have to finish when the service stops.
     stop_grace_seconds: float = Field(default=3, ge=0)
     store_url: str = "file://" + os.path.abspath(".everstep/store")

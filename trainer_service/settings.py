@@ -52,6 +52,9 @@ class TrainerSettings(BaseSettings):
     #: The share of the time that training may wait for snapshots in memory, from which it goes on
     #: when its process dies; 0: only checkpoints are kept there.
     stall_budget: float = Field(default=0.01, ge=0, le=1)
+    #: The trainer stops as at SIGTERM once this file is there: as cloud agents write it before they
+    #: take the machine away. SIGUSR2 says the same.
+    preemption_file: Path | None = None
     #: Seconds a stop waits for checkpoints.
     stop_grace_seconds: float = Field(default=30, ge=0)
     #: Days an attempt's events are kept when nobody says that they may go.

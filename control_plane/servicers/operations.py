@@ -11,6 +11,7 @@ import grpc
 from control_plane.checkpoints import Checkpoints
 from control_plane.dispatcher import Dispatcher
 from control_plane.event_log import EventLog
+from control_plane.limits import WatchLimit
 from control_plane.operations import Operations
 from everstep.control.v1 import operations_pb2, operations_pb2_grpc
 
@@ -26,11 +27,13 @@ class OperationServicer(operations_pb2_grpc.OperationServiceServicer):
         log: EventLog,
         dispatcher: Dispatcher,
         checkpoints: Checkpoints,
+        watches: WatchLimit,
     ) -> None:
         self._operations = operations
         self._log = log
         self._dispatcher = dispatcher
         self._checkpoints = checkpoints
+        self._watches = watches
 
     async def CreateOperation(
         self, request: operations_pb2.CreateOperationRequest, _context: Context
@@ -51,7 +54,7 @@ class OperationServicer(operations_pb2_grpc.OperationServiceServicer):
         self, request: operations_pb2.WatchOperationRequest, _context: Context
     ) -> AsyncIterator[operations_pb2.WatchOperationResponse]:
         async with aclosing(
-            self._log.watch(request.operation_id, request.after_sequence)
+            self._watches.limited(self._log.watch(request.operation_id, request.after_sequence))
         ) as responses:
             async for response in responses:
                 yield response

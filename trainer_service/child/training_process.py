@@ -67,6 +67,8 @@ from trainer_service.strategies.data import LoadedData
 
 #: The exit code of a process whose trainer is gone.
 TRAINER_GONE: Final = 70
+#: Characters of a traceback that are told, of each end: a message may hold a whole tensor.
+MAX_DETAIL: Final = 16 * 1024
 #: A training that is not finite after so many rollbacks needs another strategy.
 MAX_ROLLBACKS: Final = 3
 
@@ -272,6 +274,8 @@ class TrainingProcess:
 def _failed(error: Exception, device: str) -> Failed:
     """The last word of a training that raised an error."""
     detail = traceback.format_exc(limit=-20)
+    if len(detail) > 2 * MAX_DETAIL:
+        detail = f"{detail[:MAX_DETAIL]}\n...\n{detail[-MAX_DETAIL:]}"
     if is_out_of_memory(error):
         return Failed(Reason.OUT_OF_MEMORY.value, memory_wanted(error, device), detail=detail)
     text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
