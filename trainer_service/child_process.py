@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from trainer_service.cgroups import memory_kills
-from trainer_service.child.heartbeat import Beat
+from trainer_service.child.heartbeat import STACKS_SIGNAL, Beat
 from trainer_service.child.pipe import (
     HEADER,
     MAX_FRAME_BYTES,
@@ -101,6 +101,8 @@ class ChildProcess:
 
     async def stacks(self) -> str:
         """Where each thread of the process is, as it says itself."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(STACKS_SIGNAL)
         return await self._heartbeat.stacks(self.process_id)
 
     async def send(self, word: Word, descriptors: Sequence[int] = ()) -> None:

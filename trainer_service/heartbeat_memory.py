@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from trainer_service.child.heartbeat import STACKS_OFFSET, STACKS_SIGNAL, Beat
+from trainer_service.child.heartbeat import STACKS_OFFSET, Beat
 
 #: Characters of stacks that are kept, and bytes that a process has room for.
 MAX_STACKS: Final = 16 * 1024
@@ -38,13 +38,11 @@ class HeartbeatMemory:
         return Beat.read(self._memory)
 
     async def stacks(self, process_id: int) -> str:
-        """Where each thread of the process is, the one that trains first.
+        """Where each thread of a process is that was just asked, the one that trains first.
 
         The process writes it in a signal's handler: it need not come out of what it is in. One that
         is stopped, or deep in the kernel, does not; then its state is said.
         """
-        with suppress(ProcessLookupError):
-            os.kill(process_id, STACKS_SIGNAL)
         written = b""
         for _ in range(round(STACKS_SECONDS / LOOK_SECONDS)):
             await asyncio.sleep(LOOK_SECONDS)
