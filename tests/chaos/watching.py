@@ -56,6 +56,8 @@ class Watcher:
         self.attempt = 0
         self.process_id = 0
         self.step = 0
+        #: Steps that were seen, transient ones too.
+        self.steps = 0
         #: When the newest step, restart or other event of any kind was seen, by the steady clock.
         self.last_heard = time.monotonic()
         self._handle = client.operation(operation_id)
@@ -95,5 +97,6 @@ class Watcher:
             self.process_id = event.process_id
         elif isinstance(event, StepMetrics):
             self.attempt, self.step = event.attempt, event.position.step
+            self.steps += 1
         self.last_heard = time.monotonic()
         self._progress.told(event)
