@@ -1,8 +1,9 @@
 """Faults for as long as asked, and the promises checked: `python -m tests.chaos --minutes 10`.
 
 Each trial has a seed: it draws trainings, a cluster, and faults that come after so many events.
-`--seed N` replays one. When a promise is broken, all that happened is printed, and the logs stay in
-build/chaos/seed-N. The last line counts: `faults N violations 0`. Exit code 1 when one was broken.
+`--seed N` replays one. When a promise is broken, and when a trial is replayed, all that happened is
+printed, and the logs stay in build/chaos/seed-N. The last line counts: `faults N violations 0`. Exit
+code 1 when one was broken.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from tests.chaos.trial import Report, Trial
 FOLDER = Path("build/chaos")
 
 
-def run_trials(seeds: Iterator[int]) -> list[Report]:
-    """A trial for each seed; says how each went."""
+def run_trials(seeds: Iterator[int], told: bool) -> list[Report]:
+    """A trial for each seed; says how each went, and (told) all that happened in it."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     wanted = uninterrupted(STRATEGIES, FOLDER / "uninterrupted")
     reports = []
@@ -49,7 +50,7 @@ def run_trials(seeds: Iterator[int]) -> list[Report]:
             f"{report.faults.total()} faults, {violations} violations",
             flush=True,
         )
-        if violations:
+        if violations or told:
             print("\n".join(report.timeline), f"\nlogs: {folder}", flush=True)
         else:
             shutil.rmtree(folder)
@@ -89,7 +90,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, action="append", help="replay this trial alone")
     arguments = parser.parse_args()
     seeds = arguments.seed or seeds_until(time.monotonic() + arguments.minutes * 60)
-    return 1 if print_table(run_trials(iter(seeds))) else 0
+    return 1 if print_table(run_trials(iter(seeds), told=bool(arguments.seed))) else 0
 
 
 if __name__ == "__main__":
