@@ -2,8 +2,8 @@
 
 Each trial has a seed: it draws trainings, a cluster, and faults that come after so many events.
 `--seed N` replays one. When a promise is broken, and when a trial is replayed, all that happened is
-printed, and the logs stay in build/chaos/seed-N. The last line counts: `faults N violations 0`. Exit
-code 1 when one was broken.
+printed, and the logs stay in build/chaos/seed-N. The last line counts: `faults N violations 0`.
+Exit code 1 when one was broken.
 """
 
 from __future__ import annotations
