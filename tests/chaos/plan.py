@@ -10,9 +10,10 @@ from everstep.training.v1.strategy_pb2 import TrainingStrategy
 from tests.chaos.faults import Fault, draw_fault
 from tests.services.strategies import digits
 
-#: What is trained: by name, each most of ten seconds on one thread. The checkpoints of each fall
+#: What is trained: by name, each five to ten seconds on one thread. The checkpoints of each fall
 #: due at other steps, and retention removes what is old.
 STRATEGIES: Final[dict[str, TrainingStrategy]] = {
+    "brief": digits(epochs=4, checkpoint={"every_steps": 30, "keep_last": 3}),
     "cnn": digits(epochs=8, checkpoint={"every_steps": 40, "keep_last": 3}),
     "accumulating": digits(
         epochs=8,

@@ -1,4 +1,4 @@
-"""A short run of `make chaos`: one trial with a fault of every sort that matters most."""
+"""A short run of `make chaos`: one trial, with the faults that matter most."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.chaos.trial import Trial
 SHORT = Plan(
     seed=0,
     trainers=2,
-    operations=("cnn", "cnn"),
+    operations=("brief", "brief"),
     steps=(
-        Step(8, TrainingProcessKilled("operation 0", 0)),
-        Step(4, LinkCut("control-plane to trainer-1", 0)),
-        Step(4, ControlPlaneKilled(CONTROL_PLANE, 0.5)),
-        Step(6, TrainerKilled("trainer-2", 0.5)),
-        Step(4, MachineSuspended("trainer-1", 1.5 * LEASE_SECONDS)),
+        Step(6, TrainingProcessKilled("operation 0", 0)),
+        Step(2, LinkCut("control-plane to trainer-1", 0)),
+        Step(2, MachineSuspended("trainer-1", 1.2 * LEASE_SECONDS)),
+        Step(2, ControlPlaneKilled(CONTROL_PLANE, 0)),
+        Step(2, TrainerKilled("trainer-2", 0)),
         Step(6, CancelledAndResumed("operation 1", 0)),
     ),
 )
@@ -36,6 +36,7 @@ def test_every_promise_is_kept(tmp_path: Path) -> None:
     wanted = uninterrupted({*SHORT.operations}, tmp_path / "uninterrupted")
     report = Trial(SHORT, tmp_path / "trial", wanted).run()
     story = "\n".join(report.timeline)
+    print(story)
     assert not any(report.violations.values()), story
     # Each fault found something to break; the training may be over before the last ones.
     assert report.faults.total() >= 5, story
