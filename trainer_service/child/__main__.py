@@ -29,7 +29,9 @@ def main(descriptor: int) -> int:
     pipe = ChildPipe(socket.socket(fileno=descriptor))
 
     from trainer_service.child.training_process import TrainingProcess
+    from trainer_service.child.warming import warm_up
 
+    warm_up()
     pipe.send(Ready(os.getpid()))
     train, slots = pipe.receive()
     if not isinstance(train, Train):
