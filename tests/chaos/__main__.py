@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import secrets
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -89,6 +90,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, action="append", help="replay this trial alone")
     arguments = parser.parse_args()
+    # The services run in sessions of their own: who is told to stop stops them first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     seeds = arguments.seed or seeds_until(time.monotonic() + arguments.minutes * 60)
     return 1 if print_table(run_trials(iter(seeds), told=bool(arguments.seed))) else 0
 

@@ -104,10 +104,14 @@ class Cluster:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
 
+    def training_processes(self, name: str) -> list[psutil.Process]:
+        """A trainer's children: those that train, and those that wait for work."""
+        return self._processes(name, with_children=True)[1:]
+
     def kill_training(self, process_id: int) -> bool:
         """SIGKILL to a training process; False when no trainer has such a child."""
         for name in self.trainer_names:
-            for process in self._processes(name, with_children=True)[1:]:
+            for process in self.training_processes(name):
                 if process.pid == process_id:
                     with suppress(psutil.NoSuchProcess):
                         process.kill()

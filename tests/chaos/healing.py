@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
+import signal
 import statistics
 import sys
 import time
@@ -29,6 +30,8 @@ FOLDER = Path("build/healing")
 #: It never ends by itself; a checkpoint every second or so.
 ENDLESS = digits(epochs=10_000, checkpoint={"every_steps": 100, "every_epochs": 0, "keep_last": 3})
 PATIENCE_SECONDS = 60.0
+#: A process that computes nothing for so long waits.
+LOOK_SECONDS = 2.0
 
 
 class Patient:
@@ -51,10 +54,25 @@ class Patient:
         assert self.progress.wait_for(condition, PATIENCE_SECONDS), "it has not healed"
 
     def settle(self) -> None:
-        """Until there is another checkpoint, and every trainer is alive and has a spare process."""
+        """Until there is another checkpoint, and each trainer has a spare process that waits."""
         seen = self.progress.durable
         self.wait(lambda: self.progress.durable >= seen + 3)
-        self.wait(lambda: all(trainer.alive for trainer in self.client.trainers()))
+        spares: dict[int, float] = {}
+        while True:
+            found = self._spares()
+            if found == spares and len(found) == len(self.cluster.trainer_names):
+                return
+            spares = found
+            self.progress.wait_for(lambda: False, LOOK_SECONDS)
+
+    def _spares(self) -> dict[int, float]:
+        """The seconds that each process has computed that does not train, by process id."""
+        return {
+            process.pid: sum(process.cpu_times()[:2])
+            for name in self.cluster.trainer_names
+            for process in self.cluster.training_processes(name)
+            if process.pid != self.watcher.process_id
+        }
 
 
 def training_process_killed(patient: Patient) -> float:
@@ -141,6 +159,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long")
     arguments = parser.parse_args()
+    # The services run in sessions of their own: who is told to stop stops them first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     deadline = time.monotonic() + arguments.seconds
     measured: dict[str, list[float]] = {name: [] for name in FAULTS}
     print(f"lease {LEASE_SECONDS:g} s, one training, two trainers with a spare process each")
