@@ -7,9 +7,10 @@ BENCH_READY := $(VENV)/.bench-ready
 # Linux has a build of torch without CUDA, half a gigabyte smaller; set TORCH=torch for another one.
 TORCH ?= torch==2.13.0
 SOAK_MINUTES ?= 10
+CHAOS_MINUTES ?= 10
 STUBS := everstep/control everstep/trainer everstep/training buf
 
-.PHONY: setup protos check-protos lint format test soak demo bench-checkpoint bench-progress picture clean help
+.PHONY: setup protos check-protos lint format test soak chaos demo bench-checkpoint bench-progress picture clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -39,6 +40,11 @@ soak: $(READY)
 	EVERSTEP_TEST_OUTAGE_SECONDS=60 $(BIN)/python -m pytest -q tests/services/test_store_away.py \
 	    -k goes_on
 	$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES)
+
+## make chaos         real services, faults for CHAOS_MINUTES (10), and every promise checked;
+##                    CHAOS_SEED=N replays one trial
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos $(if $(CHAOS_SEED),--seed $(CHAOS_SEED),--minutes $(CHAOS_MINUTES))
 
 ## make bench-checkpoint  Everstep's checkpoints beside its peers': an hour; BENCH="--rounds 1 ..." for less
 bench-checkpoint: $(BENCH_READY)

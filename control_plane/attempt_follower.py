@@ -100,6 +100,8 @@ class AttemptFollower:
         self._parts = parts
         self._log = _log.bind(operation_id=operation_id, attempt=number)
         self._last_heard = time.monotonic()
+        #: When the connection broke, if nothing was heard since; a training may be silent for long.
+        self._broken_since: float | None = None
         self._position_stored = 0.0
         #: How far the operation is, as stored.
         self._fraction = 0.0
@@ -154,6 +156,7 @@ class AttemptFollower:
                     await self._check_silence(trainer.trainer_id)
                     continue
                 self._last_heard = time.monotonic()
+                self._broken_since = None
                 if await self._store(words):
                     return True
                 self._errors = 0
@@ -215,9 +218,10 @@ class AttemptFollower:
                     f"trainer {followed.trainer.trainer_id} is not heard any more",
                 )
             )
-        if time.monotonic() - self._last_heard > UNREACHABLE_LEASES * (
-            self._parts.leases.lease_seconds
-        ):
+        if self._broken_since is None:
+            self._broken_since = time.monotonic()
+        broken_for = time.monotonic() - self._broken_since
+        if broken_for > UNREACHABLE_LEASES * self._parts.leases.lease_seconds:
             return await self._end(
                 EverstepError(
                     Reason.SERVICE_UNAVAILABLE,

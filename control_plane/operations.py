@@ -17,6 +17,7 @@ from control_plane.database.attempts import AttemptRecord
 from control_plane.database.operations import OperationFilter, OperationRecord
 from control_plane.database.session import Database
 from control_plane.event_log import EventLog
+from control_plane.limits import check_queue
 from control_plane.log_tail import operation_not_found
 from control_plane.operation_messages import operation_messages
 from control_plane.states import ATTEMPT_STATES, FINAL_STATES, TRANSITIONS, Change, State
@@ -39,25 +40,33 @@ class Operations:
         database: Where they are kept.
         log: Woken when one changes.
         queue_changed: Called when the dispatcher may have something to do.
+        max_queued: Operations that may wait for a trainer.
     """
 
     def __init__(
-        self, database: Database, log: EventLog, queue_changed: Callable[[], None]
+        self,
+        database: Database,
+        log: EventLog,
+        queue_changed: Callable[[], None],
+        max_queued: int,
     ) -> None:
         self._database = database
         self._log = log
         self._queue_changed = queue_changed
+        self._max_queued = max_queued
 
     async def create(self, request: operations_pb2.CreateOperationRequest) -> Operation:
         """Stores a new operation; it is on disk when this returns.
 
         Raises:
-            EverstepError: INVALID_STRATEGY, REQUEST_ID_REUSED, CHECKPOINT_NOT_FOUND.
+            EverstepError: INVALID_STRATEGY, REQUEST_ID_REUSED, CHECKPOINT_NOT_FOUND, QUEUE_FULL.
         """
         strategy = resolve_strategy(request.strategy)
         validate_message(strategy, Reason.INVALID_STRATEGY)
         operation_id = f"op-{secrets.token_hex(6)}"
-        created = await self._database.write(_create, operation_id, request, strategy)
+        created = await self._database.write(
+            _create, operation_id, request, strategy, self._max_queued
+        )
         self._queue_changed()
         return created
 
@@ -96,9 +105,9 @@ class Operations:
         Raises:
             EverstepError: OPERATION_NOT_FOUND, ALREADY_RUNNING, ALREADY_COMPLETED,
                 RESUME_CONFLICT, NO_CHECKPOINT, CHECKPOINT_NOT_FOUND, CHECKPOINT_CORRUPT,
-                REQUEST_ID_REUSED, INVALID_REQUEST.
+                REQUEST_ID_REUSED, INVALID_REQUEST, QUEUE_FULL.
         """
-        operation = await self._database.write(_resume, request)
+        operation = await self._database.write(_resume, request, self._max_queued)
         self._log.wake(request.operation_id)
         self._queue_changed()
         return operation
@@ -126,10 +135,12 @@ def _create(
     operation_id: str,
     request: operations_pb2.CreateOperationRequest,
     strategy: TrainingStrategy,
+    max_queued: int,
 ) -> Operation:
     answered = _answered(connection, request.request_id, request)
     if answered is not None:
         return _get(connection, answered)
+    check_queue(connection, max_queued)
     policy = RestartPolicy(
         max_attempts=5 if not request.restart_policy.HasField("max_attempts") else None,
         backoff_seconds=1.0 if not request.restart_policy.HasField("backoff_seconds") else None,
@@ -234,13 +245,16 @@ def _cancel(connection: Connection, operation_id: str, discard: bool) -> Operati
     return _get(connection, operation_id)
 
 
-def _resume(connection: Connection, request: operations_pb2.ResumeOperationRequest) -> Operation:
+def _resume(
+    connection: Connection, request: operations_pb2.ResumeOperationRequest, max_queued: int
+) -> Operation:
     # Locked first: of the same request said twice at once, the second sees the first's answer.
     operation = _locked(connection, request.operation_id)
     answered = _answered(connection, request.request_id, request)
     if answered is not None:
         return _get(connection, answered)
     plan = resumption.plan(connection, operation, request.checkpoint_id, request.overrides)
+    check_queue(connection, max_queued)
     changed = change_state(connection, operation, plan.change, plan.message, values=plan.values)
     if not changed:
         raise resumption.conflict(operation.operation_id)

@@ -17,6 +17,7 @@ from control_plane.dashboard.server import Dashboard, listen
 from control_plane.database.session import Database
 from control_plane.dispatcher import Dispatcher
 from control_plane.event_log import EventLog
+from control_plane.limits import WatchLimit
 from control_plane.operations import Operations
 from control_plane.servicers.checkpoints import CheckpointServicer
 from control_plane.servicers.operations import OperationServicer
@@ -62,9 +63,10 @@ async def serve(settings: ControlPlaneSettings) -> None:
             database, log, checkpoints, settings.instance, settings.lease_seconds
         )
         closing.push_async_callback(dispatcher.close)
-        operations = Operations(database, log, dispatcher.wake)
+        operations = Operations(database, log, dispatcher.wake, settings.max_queued)
+        watches = WatchLimit(settings.max_watches)
         add_OperationServiceServicer_to_server(
-            OperationServicer(operations, log, dispatcher, checkpoints), server
+            OperationServicer(operations, log, dispatcher, checkpoints, watches), server
         )
         add_CheckpointServiceServicer_to_server(
             CheckpointServicer(database, store, sweeping_store, checkpoints), server

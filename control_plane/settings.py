@@ -28,6 +28,10 @@ class ControlPlaneSettings(BaseSettings):
     keep_events: int = Field(default=0, ge=0)
     #: Days that a finished operation keeps more than its last event; 0: for ever.
     keep_events_days: float = Field(default=0, ge=0, allow_inf_nan=False)
+    #: Operations that may wait for a trainer; one more is refused.
+    max_queued: int = Field(default=10_000, ge=1)
+    #: Watches at a time; one more is refused.
+    max_watches: int = Field(default=2_000, ge=1)
     #: Seconds that calls have to finish when the service stops.
     stop_grace_seconds: float = Field(default=3, ge=0)
     store_url: str = "file://" + os.path.abspath(".everstep/store")

@@ -45,6 +45,8 @@ class Reason(StrEnum):
     ATTEMPT_REPLACED = "ATTEMPT_REPLACED"
     CHECKPOINT_CORRUPT = "CHECKPOINT_CORRUPT"
     NO_CAPACITY = "NO_CAPACITY"
+    QUEUE_FULL = "QUEUE_FULL"
+    TOO_MANY_WATCHES = "TOO_MANY_WATCHES"
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     STORE_FULL = "STORE_FULL"
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
@@ -61,6 +63,7 @@ class Reason(StrEnum):
     NON_FINITE_LOSS = "NON_FINITE_LOSS"
     TRAINING_FAILED = "TRAINING_FAILED"
     TRAINING_PROCESS_DIED = "TRAINING_PROCESS_DIED"
+    TRAINING_HUNG = "TRAINING_HUNG"
     TRAINER_RESTARTED = "TRAINER_RESTARTED"
     ATTEMPTS_EXHAUSTED = "ATTEMPTS_EXHAUSTED"
     INTERNAL = "INTERNAL"
@@ -96,10 +99,13 @@ STATUS_OF_REASON: Mapping[Reason, str] = {
     Reason.RESUME_CONFLICT: "ABORTED",
     Reason.ATTEMPT_REPLACED: "ABORTED",
     Reason.TRAINING_PROCESS_DIED: "ABORTED",
+    Reason.TRAINING_HUNG: "ABORTED",
     Reason.TRAINER_RESTARTED: "ABORTED",
     Reason.ATTEMPTS_EXHAUSTED: "ABORTED",
     Reason.CHECKPOINT_CORRUPT: "DATA_LOSS",
     Reason.NO_CAPACITY: "RESOURCE_EXHAUSTED",
+    Reason.QUEUE_FULL: "RESOURCE_EXHAUSTED",
+    Reason.TOO_MANY_WATCHES: "RESOURCE_EXHAUSTED",
     Reason.OUT_OF_MEMORY: "RESOURCE_EXHAUSTED",
     Reason.STORE_FULL: "RESOURCE_EXHAUSTED",
     Reason.STORE_UNAVAILABLE: "UNAVAILABLE",
@@ -329,6 +335,10 @@ class TrainingProcessDied(TrainingFailed):
     """The training process died more often than is allowed."""
 
 
+class TrainingHung(TrainingFailed):
+    """The training made no step for too long, again and again; `detail` has its stacks."""
+
+
 class AttemptsExhausted(TrainingFailed):
     """Too many attempts in a row were lost."""
 
@@ -368,5 +378,6 @@ CLASS_OF_REASON: Mapping[Reason, type[EverstepError]] = {
     Reason.NON_FINITE_LOSS: NonFiniteLoss,
     Reason.OUT_OF_MEMORY: OutOfMemory,
     Reason.TRAINING_PROCESS_DIED: TrainingProcessDied,
+    Reason.TRAINING_HUNG: TrainingHung,
     Reason.ATTEMPTS_EXHAUSTED: AttemptsExhausted,
 }

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from trainer_service.cgroups import memory_kills
+from trainer_service.child.heartbeat import STACKS_SIGNAL, Beat
 from trainer_service.child.pipe import (
     HEADER,
     MAX_FRAME_BYTES,
@@ -23,6 +24,7 @@ from trainer_service.child.pipe import (
     encode_word,
 )
 from trainer_service.death_causes import death_cause
+from trainer_service.heartbeat_memory import HeartbeatMemory
 
 #: How torch uses the processor and its memory, unless the trainer's environment says otherwise; it
 #: changes no bits.
@@ -44,9 +46,15 @@ class ChildProcess:
     It is started with exec and never forked: gRPC does not survive a fork.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        connection: socket.socket,
+        heartbeat: HeartbeatMemory,
+    ) -> None:
         self._process = process
         self._connection = connection
+        self._heartbeat = heartbeat
         self._sending = asyncio.Lock()
         self._memory_kills = memory_kills()
 
@@ -54,13 +62,15 @@ class ChildProcess:
     async def start(cls, module: str = "trainer_service.child") -> ChildProcess:
         """Starts `python -m MODULE`; it imports torch and waits for `Train`."""
         connection, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        heartbeat = HeartbeatMemory()
+        descriptors = (child_end.fileno(), heartbeat.descriptor)
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 module,
-                str(child_end.fileno()),
-                pass_fds=(child_end.fileno(),),
+                *map(str, descriptors),
+                pass_fds=descriptors,
                 stdin=asyncio.subprocess.DEVNULL,
                 # The trainer's own stdout belongs to whoever started it.
                 stdout=sys.stderr.fileno(),
@@ -72,8 +82,9 @@ class ChildProcess:
             raise
         finally:
             child_end.close()
+            os.close(heartbeat.descriptor)
         connection.setblocking(False)
-        return cls(process, connection)
+        return cls(process, connection, heartbeat)
 
     @property
     def process_id(self) -> int:
@@ -82,6 +93,17 @@ class ChildProcess:
     @property
     def alive(self) -> bool:
         return self._process.returncode is None
+
+    @property
+    def beat(self) -> Beat:
+        """What the training loop does now."""
+        return self._heartbeat.beat
+
+    async def stacks(self) -> str:
+        """Where each thread of the process is, as it says itself."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(STACKS_SIGNAL)
+        return await self._heartbeat.stacks(self.process_id)
 
     async def send(self, word: Word, descriptors: Sequence[int] = ()) -> None:
         """Sends a word; a process that is gone is no error here: `receive` tells."""
@@ -127,11 +149,15 @@ class ChildProcess:
         self._connection.close()
         return death_cause(code, memory_kills() - self._memory_kills)
 
-    async def stop(self) -> str:
-        """Ends the process at once and waits for it."""
+    def kill(self) -> None:
+        """Ends the process at once; what it had said can still be received."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
+
+    async def stop(self) -> str:
+        """Ends the process at once and waits for it."""
+        self.kill()
         return await self.wait()
 
     async def _read(self, length: int) -> bytes | None:

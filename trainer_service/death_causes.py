@@ -49,6 +49,22 @@ def given_up(deaths: int, cause: str, last: Failed | None) -> Failed:
     )
 
 
+def hung_again(deaths: int, cause: str, stacks: str) -> Failed:
+    """The last word of an attempt whose training process hung too often.
+
+    Args:
+        deaths: How often one had to be replaced.
+        cause: Of the last one.
+        stacks: Of its threads.
+    """
+    return Failed(
+        Reason.TRAINING_HUNG,
+        f"the training process hung or died {deaths} times (last: {cause}); the detail says where "
+        "it was; a training that is only slow wants a longer EVERSTEP_HUNG_SECONDS",
+        detail=stacks,
+    )
+
+
 def never_fitted(cause: str) -> Failed:
     """The last word of an attempt whose data, model and snapshots did not fit into memory."""
     return Failed(

@@ -23,6 +23,7 @@ RESTARTABLE: Final = frozenset(
         Reason.DRAINING,
         Reason.TRAINER_RESTARTED,
         Reason.TRAINING_PROCESS_DIED,
+        Reason.TRAINING_HUNG,
         Reason.STORE_UNAVAILABLE,
         Reason.CHECKPOINT_CORRUPT,
     }

@@ -16,6 +16,7 @@ from everstep.training.v1.progress_pb2 import (
     PhaseChanged,
     TrainingProgress,
     TrainingRestarted,
+    Warning,
 )
 from trainer_service.child.pipe import (
     MEMORY,
@@ -34,9 +35,11 @@ from trainer_service.child.pipe import (
     SnapshotTaken,
     TakeCheckpoint,
     Train,
+    Word,
 )
 from trainer_service.child_process import ChildProcess, SpareChildren
-from trainer_service.death_causes import OUT_OF_MEMORY, given_up, never_fitted
+from trainer_service.death_causes import OUT_OF_MEMORY, given_up, hung_again, never_fitted
+from trainer_service.hang_watch import HangWatch, Silence
 from trainer_service.progress import AttemptProgress
 from trainer_service.settings import TrainerSettings
 from trainer_service.slots import MemorySlots
@@ -55,7 +58,7 @@ class LocalTrainingOrchestrator:
 
     A process that dies without a last word, or for want of memory where all had fitted once, is
     replaced by a new one, which goes on from the newest snapshot in memory; the store is not
-    touched for it.
+    touched for it. One that hangs is asked where it is, and ended.
     """
 
     def __init__(
@@ -86,6 +89,10 @@ class LocalTrainingOrchestrator:
         #: Whether data, model and slots have once fitted into memory.
         self._fitted = False
         self._samples = StepSamples()
+        self._watch = HangWatch(settings.hung_seconds)
+        #: Of the process that runs, or the last one, where it hung; and the stacks of its threads.
+        self._hung: Silence | None = None
+        self._stacks = ""
 
     async def run(
         self,
@@ -123,6 +130,8 @@ class LocalTrainingOrchestrator:
                 cause = OUT_OF_MEMORY
             if restarts == self._settings.max_local_restarts:
                 self._hand_over_waiting()
+                if self._hung is not None:
+                    return hung_again(restarts + 1, cause, self._stacks)
                 return given_up(restarts + 1, cause, without_memory)
             restarts += 1
             train = self._continued(train, resume_context)
@@ -198,6 +207,8 @@ class LocalTrainingOrchestrator:
     ) -> tuple[Finished | Failed | None, str]:
         """One process from its start to its end: its last word, if it had one, and how it died."""
         child = await self._spares.take()
+        self._watch.begin()
+        self._hung = None
         try:
             await self._progress.publish(
                 TrainingProgress(
@@ -212,7 +223,7 @@ class LocalTrainingOrchestrator:
                 cause = await asyncio.wait_for(child.wait(), EXIT_PATIENCE_SECONDS)
             except TimeoutError:
                 cause = await child.stop()
-            return outcome, cause
+            return outcome, cause if self._hung is None else self._hung.cause
         finally:
             self._child = None
             if child.alive:
@@ -238,7 +249,7 @@ class LocalTrainingOrchestrator:
 
     async def _follow(self, child: ChildProcess) -> Finished | Failed | None:
         """Passes on what a process says, up to its last word; None when it has none."""
-        while (said := await child.receive()) is not None:
+        while (said := await self._next_word(child)) is not None:
             match said:
                 case bytes():
                     await self._pass_on(child, TrainingProgress.FromString(said))
@@ -267,6 +278,33 @@ class LocalTrainingOrchestrator:
                 case _:
                     _log.warning("unexpected word from the training process", word=said)
         return None
+
+    async def _next_word(self, child: ChildProcess) -> Word | bytes | None:
+        """What a process says next; None when it is gone.
+
+        Of one that hangs, what it says until it is ended still counts: it may have written over a
+        slot since.
+        """
+        word = asyncio.ensure_future(child.receive())
+        try:
+            silence = await self._watch.wait(word, lambda: child.beat)
+            if silence is not None:
+                await self._end_hung(child, silence)
+            return await word
+        finally:
+            word.cancel()
+
+    async def _end_hung(self, child: ChildProcess, silence: Silence) -> None:
+        self._hung, self._stacks = silence, await child.stacks()
+        child.kill()
+        _log.warning("training process hangs", cause=silence.cause, stacks=self._stacks)
+        await self._progress.publish(
+            TrainingProgress(
+                warning=Warning(
+                    reason="TRAINING_HUNG", message=silence.description, detail=self._stacks
+                )
+            )
+        )
 
     def _note_snapshot(self, said: SnapshotBegun | SnapshotTaken | SnapshotHandedOver) -> None:
         match said:

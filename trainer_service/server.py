@@ -14,6 +14,7 @@ from everstep.rpc import serving
 from everstep.trainer.v1.trainer_pb2_grpc import add_TrainerServiceServicer_to_server
 from trainer_service.child_process import SpareChildren
 from trainer_service.journal import Journal
+from trainer_service.preemption import PreemptionNotice
 from trainer_service.registration import Registration
 from trainer_service.servicer import TrainerServicer
 from trainer_service.settings import TrainerSettings
@@ -29,12 +30,15 @@ LAST_WORD_SECONDS = 3.0
 
 
 async def serve(settings: TrainerSettings) -> None:
-    """Runs a trainer until SIGTERM or SIGINT; trainings then stop with a checkpoint.
+    """Runs a trainer until SIGTERM, SIGINT or a preemption notice.
+
+    Trainings then stop with a checkpoint, for another trainer to go on.
 
     Raises:
         EverstepError: ADDRESS_IN_USE, STORE_MISCONFIGURED.
     """
     stop = serving.stop_requested()
+    noticing = asyncio.create_task(PreemptionNotice(settings.preemption_file, stop).watch())
     store = open_blob_store(
         settings.store_url,
         settings.store_access_key,
@@ -44,6 +48,7 @@ async def serve(settings: TrainerSettings) -> None:
     server = serving.create_server()
     address = serving.bind(server, settings.listen)
     async with AsyncExitStack() as closing:
+        closing.callback(noticing.cancel)
         journal = Journal(settings.state_dir / "journal.db")
         closing.callback(journal.close)
         spares = SpareChildren(settings.spare_children)

@@ -46,9 +46,15 @@ class TrainerSettings(BaseSettings):
     max_local_restarts: int = Field(default=3, ge=0, le=1000)
     #: Seconds before the first of them; doubled each time.
     restart_backoff_seconds: float = Field(default=0.2, ge=0)
+    #: Seconds without a step after which a training hangs, and is restarted; 20 times the longest
+    #: step so far where that is more; 12 times as many for data and a first step; 0: never.
+    hung_seconds: float = Field(default=300, ge=0)
     #: The share of the time that training may wait for snapshots in memory, from which it goes on
     #: when its process dies; 0: only checkpoints are kept there.
     stall_budget: float = Field(default=0.01, ge=0, le=1)
+    #: The trainer stops as at SIGTERM once this file is there: as cloud agents write it before they
+    #: take the machine away. SIGUSR2 says the same.
+    preemption_file: Path | None = None
     #: Seconds a stop waits for checkpoints.
     stop_grace_seconds: float = Field(default=30, ge=0)
     #: Days an attempt's events are kept when nobody says that they may go.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, delete, exists, func, insert, or_, select, tuple_, update
 
 from control_plane.database.schema import checkpoints, operation_labels, operations, requests
 
@@ -204,6 +204,12 @@ def queued(connection: Connection, state: str, now: int, limit: int) -> list[Ope
         .with_for_update(skip_locked=True)
     )
     return [OperationRecord(**row._mapping) for row in rows]
+
+
+def count_in_state(connection: Connection, state: str) -> int:
+    """How many operations are in a state."""
+    query = select(func.count()).select_from(operations).where(operations.c.state == state)
+    return connection.execute(query).scalar_one()
 
 
 def next_due_time(connection: Connection, state: str, now: int) -> int | None:

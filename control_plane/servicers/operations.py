@@ -10,6 +10,7 @@ import grpc
 from control_plane.checkpoints import Checkpoints
 from control_plane.dispatcher import Dispatcher
 from control_plane.event_log import EventLog
+from control_plane.limits import WatchLimit
 from control_plane.operations import Operations
 from everstep.control.v1 import operations_pb2, operations_pb2_grpc
 
@@ -25,11 +26,13 @@ class OperationServicer(operations_pb2_grpc.OperationServiceServicer):
         log: EventLog,
         dispatcher: Dispatcher,
         checkpoints: Checkpoints,
+        watches: WatchLimit,
     ) -> None:
         self._operations = operations
         self._log = log
         self._dispatcher = dispatcher
         self._checkpoints = checkpoints
+        self._watches = watches
 
     async def CreateOperation(
         self, request: operations_pb2.CreateOperationRequest, _context: Context
@@ -49,9 +52,11 @@ class OperationServicer(operations_pb2_grpc.OperationServiceServicer):
     def WatchOperation(
         self, request: operations_pb2.WatchOperationRequest, _context: Context
     ) -> AsyncIterator[operations_pb2.WatchOperationResponse]:
-        responses = self._log.watch(request.operation_id, request.after_sequence)
+        watched = self._log.watch(request.operation_id, request.after_sequence)
         # The interceptor sends bytes as they are; the stub's type knows messages alone.
-        return cast(AsyncIterator[operations_pb2.WatchOperationResponse], responses)
+        return cast(
+            AsyncIterator[operations_pb2.WatchOperationResponse], self._watches.limited(watched)
+        )
 
     async def CancelOperation(
         self, request: operations_pb2.CancelOperationRequest, _context: Context

@@ -106,6 +106,9 @@ class TrainingDisplay:
                 )
             case "warning":
                 self.message(f"[yellow]![/] {escape(progress.warning.message)}")
+                if progress.warning.detail:
+                    first, _, _ = progress.warning.detail.partition("\n\n")
+                    self.message(f"[dim]{escape(first)}[/]")
         self._update_bar(progress)
 
     def _update_bar(self, progress: TrainingProgress) -> None:

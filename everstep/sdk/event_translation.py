@@ -65,7 +65,7 @@ def _progress(progress: TrainingProgress, common: _OfTraining) -> Event:
             return _restarted(progress.training_restarted, common)
         case "warning":
             warning = progress.warning
-            return events.TrainingWarning(warning.reason, warning.message, **common)
+            return events.TrainingWarning(warning.reason, warning.message, warning.detail, **common)
         case "completed" | "failed" | "cancelled":
             return _last_word(progress, common)
     return events.UnknownEvent(**common)

@@ -132,7 +132,7 @@ class CheckpointDelayed(TrainingEvent):
 class TrainingRestarted(TrainingEvent):
     """The training process died and another one goes on."""
 
-    #: As in `signal SIGSEGV`, `exit code 1`, `out of memory`.
+    #: As in `signal SIGSEGV`, `exit code 1`, `out of memory`, `hung: no step for 300 s`.
     cause: str
     from_step: int
     #: Where the state came from: memory, checkpoint or beginning.
@@ -146,6 +146,8 @@ class TrainingWarning(TrainingEvent):
 
     reason: str
     message: str
+    #: Of a training that hung, where each of its threads was.
+    detail: str
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,8 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
         self.begin_requests: list[Any] = []
         #: Trainings of others, which the control plane does not know of.
         self.occupied = 0
+        #: How often it was heard by the control plane.
+        self.announced = 0
         self._registry_channel = open_channel(control_plane)
         self._server: grpc.aio.Server | None = None
         self._streams: set[asyncio.Task[Any]] = set()
@@ -226,6 +228,7 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
             timeout=PATIENCE_SECONDS,
             wait_for_ready=True,
         )
+        self.announced += 1
         return response.lease_seconds
 
     async def begun(self, operation_id: str, attempt: int = 1) -> ScriptedTraining:

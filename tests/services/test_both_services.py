@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
+
+import grpc
 
 from everstep.control.v1 import (
     checkpoints_pb2,
@@ -152,6 +155,39 @@ def test_two_trainers_a_stopped_one_hands_over_to_the_other(
     assert completed.attempts[0].end == "HANDED_OVER"
     assert completed.result.digests == reference.result.digests
     assert second.stop() == 0
+
+
+def test_a_trainer_whose_machine_is_taken_away_hands_over(
+    make_control_plane: Callable[..., ServiceProcess],
+    make_trainer: Callable[..., ServiceProcess],
+    connect: Callable[[ServiceProcess], grpc.Channel],
+    tmp_path: Path,
+) -> None:
+    notice = tmp_path / "preempted"
+    control_plane = make_control_plane().start()
+    first = make_trainer(
+        EVERSTEP_CONTROL_PLANE=control_plane.address, EVERSTEP_PREEMPTION_FILE=str(notice)
+    ).start()
+    stack = Stack(control_plane, first, connect)
+    strategy = digits(epochs=6)
+    operation_id = stack.create(strategy)
+    stack.watch(operation_id, mid_epoch(1))
+    second = make_trainer("trainer-2", EVERSTEP_CONTROL_PLANE=control_plane.address).start()
+    notice.touch()
+    assert first.exit_code() == 0
+    stack.watch(operation_id, mid_epoch(2))
+    os.kill(second.process_id, signal.SIGUSR2)
+    assert second.exit_code() == 0
+    third = make_trainer("trainer-3", EVERSTEP_CONTROL_PLANE=control_plane.address).start()
+    completed = stack.finished(operation_id)
+    assert completed.state == OPERATION_STATE_COMPLETED, completed
+    assert [(attempt.trainer_id, attempt.end) for attempt in completed.attempts] == [
+        ("trainer-1", "HANDED_OVER"),
+        ("trainer-2", "HANDED_OVER"),
+        ("trainer-3", "COMPLETED"),
+    ]
+    assert completed.result.digests == stack.train(strategy).result.digests
+    assert third.stop() == 0
 
 
 def test_a_checkpoint_can_be_asked_for_and_verified(stack: Stack) -> None:

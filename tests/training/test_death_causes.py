@@ -7,13 +7,14 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from tests.training import strategies
 from tests.training.processes import StartProcess
 from trainer_service.cgroups import memory_kills, own_cgroups
-from trainer_service.child.memory_errors import is_out_of_memory
+from trainer_service.child.memory_errors import is_lost_worker, is_out_of_memory
 from trainer_service.child.pipe import OUT_OF_MEMORY_EXIT, Failed, TakeCheckpoint
 from trainer_service.death_causes import death_cause
 
@@ -121,6 +122,55 @@ def test_without_memory_no_checkpoint_is_made_of_the_failure(start: StartProcess
     assert [(snapshot.trigger, snapshot.step) for snapshot in process.snapshots] == [
         ("PERIODIC", 3)
     ]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "reason"),
+    [
+        ("tests.training.starved_process", ("loading",), "OUT_OF_MEMORY"),
+        ("trainer_service.child", (), "TRAINING_FAILED"),
+    ],
+    ids=["that the kernel counted", "that it did not count"],
+)
+def test_a_killed_loading_worker(
+    module: str, arguments: tuple[str, ...], reason: str, start: StartProcess
+) -> None:
+    process = start(module, arguments)
+    process.train(strategies.digits(training={"epochs": 1000}, data={"workers": 1}))
+    process.until_snapshot(1)
+    child = psutil.Process(process.process.pid)
+    [worker] = set(child.children(recursive=True)) - set(child.children())
+    worker.kill()
+    last = process.run()
+    assert isinstance(last, Failed)
+    assert last.reason == reason, last
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. "),
+        RuntimeError("DataLoader worker (pid(s) 12, 34) exited unexpectedly"),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        EOFError(),
+    ],
+    ids=repr,
+)
+def test_a_lost_worker(error: Exception) -> None:
+    assert is_lost_worker(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DataLoader worker (pid 12) is killed by signal: Segmentation fault. "),
+        RuntimeError("Caught RuntimeError in DataLoader worker process 0."),
+        ValueError("DataLoader worker (pid(s) 12) exited unexpectedly"),
+    ],
+    ids=repr,
+)
+def test_no_lost_worker(error: Exception) -> None:
+    assert not is_lost_worker(error)
 
 
 @pytest.mark.parametrize("point", ["hearing", "last word"])

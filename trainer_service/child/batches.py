@@ -16,7 +16,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from everstep.errors import EverstepError, Reason
+from trainer_service.cgroups import memory_kills
 from trainer_service.child.devices import CPU, Device
+from trainer_service.child.memory_errors import is_lost_worker
 from trainer_service.child.randomness import epoch_order, generator, reseed, weighted_order
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -113,6 +115,7 @@ class ExampleLoader:
         #: What is asked for in the epoch that is under way; the loader reads it anew each time.
         self._requests: list[BatchRequest] = []
         self._loader: DataLoader[Batch] | None = None
+        self._memory_kills = memory_kills()
         if not is_stream(examples):
             self._loader = self._open(workers)
 
@@ -130,7 +133,18 @@ class ExampleLoader:
             BatchRequest(epoch, first // size, first, tuple(order[first : first + size]))
             for first in range(start * size, len(order), size)
         ]
-        return (_received(batch, self._dtype, self._device) for batch in self._loader)
+        return self._loaded(self._loader)
+
+    def _loaded(self, loader: DataLoader[Batch]) -> Iterator[Batch]:
+        """What the loader loads; a worker that the kernel ended for want of memory says nothing."""
+        try:
+            for batch in loader:
+                yield _received(batch, self._dtype, self._device)
+        except Exception as error:
+            has_workers = loader.num_workers > 0
+            if has_workers and is_lost_worker(error) and memory_kills() > self._memory_kills:
+                raise MemoryError(f"a process that loads examples was killed: {error}") from error
+            raise
 
     def _open(self, workers: int) -> DataLoader[Batch]:
         context = None

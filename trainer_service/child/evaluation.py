@@ -11,6 +11,7 @@ from torch import nn
 
 from trainer_service.child.batches import evaluation_batches
 from trainer_service.child.devices import CPU, Device
+from trainer_service.child.heartbeat import Activity, Heartbeat
 from trainer_service.child.module_modes import evaluation_mode
 from trainer_service.child.randomness import reseed
 
@@ -38,6 +39,7 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     dtype: torch.dtype = torch.float32,
     device: Device = CPU,
+    heartbeat: Heartbeat | None = None,
 ) -> dict[str, float]:
     """The mean loss, and accuracy or mean absolute error and R².
 
@@ -49,11 +51,15 @@ def evaluate(
         autocast: Around every forward pass.
         dtype: Of inputs and targets that are floating-point numbers.
         device: Where the model is.
+        heartbeat: Told of each batch.
     """
     reseed(seed, "evaluation", prefix, epoch)
     sums = _RegressionSums() if task == "regression" else _ClassificationSums()
+    batches = evaluation_batches(examples, batch_size, dtype, device)
+    if heartbeat is not None:
+        batches = heartbeat.drawn(batches, Activity.EVALUATION)
     with evaluation_mode(model):
-        for inputs, targets in evaluation_batches(examples, batch_size, dtype, device):
+        for inputs, targets in batches:
             with autocast():
                 outputs = model(inputs)
                 value = float(loss(outputs, targets))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from typing import Final
 
 import torch
@@ -14,6 +15,18 @@ _CUDA_TEXTS: Final = (
     "CUDNN_STATUS_ALLOC_FAILED",
 )
 _TEXTS: Final = (*_CUDA_TEXTS, "DefaultCPUAllocator: ", "std::bad_alloc")
+#: What a DataLoader says whose worker is gone: its own child, or that of a fork server.
+_LOST_WORKER: Final = re.compile(
+    r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed by signal: Killed|exited unexpectedly)"
+)
+
+
+def is_lost_worker(error: Exception) -> bool:
+    """Whether a process that loads examples ended without a word, as the kernel ends one."""
+    # The latter while its last tensors were fetched from it.
+    if isinstance(error, ConnectionError | EOFError):
+        return True
+    return isinstance(error, RuntimeError) and _LOST_WORKER.search(str(error)) is not None
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

@@ -30,6 +30,7 @@ from trainer_service.child.events import (
     TrainingStopped,
 )
 from trainer_service.child.forking import check_fork, fork
+from trainer_service.child.heartbeat import Activity, Heartbeat
 from trainer_service.child.history import BestEpoch, EpochRecord
 from trainer_service.child.memory_errors import is_out_of_memory
 from trainer_service.child.model_trainer_config import ModelTrainerConfig, TrainingOutcome
@@ -71,6 +72,7 @@ class ModelTrainer:
             those of them that steps may change.
         stream: The examples, where they keep their own position (`state_dict`).
         device: Where the model is, and the batches are wanted.
+        heartbeat: Told of each batch and step.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class ModelTrainer:
         state_built: Callable[[int, int], None] | None = None,
         stream: Any = None,
         device: Device = CPU,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self.loss = loss
         self.config = config
@@ -114,6 +117,7 @@ class ModelTrainer:
         self._token = cancellation_token or CancellationToken()
         self._checkpoint_callback = checkpoint_callback or (lambda _trigger, _capture: None)
         self._state_built = state_built or (lambda _length, _changing: None)
+        self.heartbeat = heartbeat or Heartbeat()
         self._cadence = SnapshotCadence(config.checkpoint, config.stall_budget, time.monotonic())
         #: Whether the live state is that of a whole optimizer step.
         self._whole = True
@@ -161,6 +165,7 @@ class ModelTrainer:
             device=self.device,
         )
         self._state_built(*snapshot_bytes(state, self.position().total_steps))
+        self.heartbeat.stepped(state.step)
         self._report(PhaseChanged("TRAINING"))
         try:
             while state.epoch < config.epochs and not state.early_stopping.stopped:
@@ -200,7 +205,7 @@ class ModelTrainer:
         """From the epoch's next batch to its last."""
         state = self.state
         self._epoch_began = time.monotonic()
-        batches = loader.epoch(state.epoch, state.batch)
+        batches = self.heartbeat.drawn(loader.epoch(state.epoch, state.batch), Activity.STEP)
         while state.batch < self._batches:
             group = min(self.config.accumulate, self._batches - state.batch)
             self._take_step(batches, group)
@@ -271,6 +276,7 @@ class ModelTrainer:
             list(state.model.parameters()),
         )
         self._whole = True
+        self.heartbeat.stepped(state.step)
 
     def _end_epoch(self, validation: Any) -> None:
         """Evaluates, keeps the best, advances the schedule and looks at early stopping."""
@@ -311,6 +317,7 @@ class ModelTrainer:
                 autocast=self.optimization.autocast,
                 dtype=weights_type(config.precision),
                 device=self.device,
+                heartbeat=self.heartbeat,
             )
         except TrainingStopped:
             restore_generators(generators)

@@ -15,6 +15,7 @@ from trainer_service.child.events import (
     Stop,
     TrainingStopped,
 )
+from trainer_service.child.heartbeat import Heartbeat
 from trainer_service.child.resume_context import TrainingResumeContext
 from trainer_service.child.trace import StepTrace
 from trainer_service.child.training_pipeline import PipelineSettings, TrainingPipeline
@@ -30,6 +31,7 @@ def replay_fault(
     earlier: TrainingResumeContext,
     later: TrainingResumeContext,
     epochs: int | None,
+    heartbeat: Heartbeat,
 ) -> str:
     """Runs the steps after an earlier checkpoint again, and compares each with the later one.
 
@@ -38,6 +40,7 @@ def replay_fault(
 
     Args:
         epochs: The total that a resume asks for; None: the strategy's.
+        heartbeat: Told of each step.
 
     Returns:
         Why it proves nothing; empty when every bit is the same.
@@ -54,7 +57,9 @@ def replay_fault(
     every_step = TrainingStrategy()
     every_step.CopyFrom(strategy)
     every_step.checkpoint.every_steps = 1
-    pipeline = TrainingPipeline(settings, lambda *_: None, CancellationToken(), look)
+    pipeline = TrainingPipeline(
+        settings, lambda *_: None, CancellationToken(), look, heartbeat=heartbeat
+    )
     start = replace(earlier, left_out=later.left_out, applied_overrides=later.applied_overrides)
     asked = {**later.applied_overrides, **({} if epochs is None else {"epochs": epochs})}
     try:

@@ -20,6 +20,7 @@ from trainer_service.child.cadence import CheckpointPolicy
 from trainer_service.child.devices import CPU, Device
 from trainer_service.child.evaluation import METRICS, evaluate
 from trainer_service.child.events import CancellationToken, PhaseChanged, ProgressCallback
+from trainer_service.child.heartbeat import Activity, Heartbeat
 from trainer_service.child.model_trainer import CheckpointCallback, ModelTrainer
 from trainer_service.child.model_trainer_config import ModelTrainerConfig
 from trainer_service.child.optimization import weights_type
@@ -56,6 +57,7 @@ class TrainingPipeline:
         data_loaded: Called once the data is there.
         state_built: Called before the first step with the bytes that a snapshot will take, and
             those of them that steps may change.
+        heartbeat: Told of each thing that is begun.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class TrainingPipeline:
         checkpoint_callback: CheckpointCallback,
         data_loaded: Callable[[LoadedData], None] = lambda _data: None,
         state_built: Callable[[int, int], None] = lambda _length, _changing: None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self._settings = settings
         self._progress_callback = progress_callback
@@ -73,6 +76,7 @@ class TrainingPipeline:
         self._checkpoint_callback = checkpoint_callback
         self._data_loaded = data_loaded
         self._state_built = state_built
+        self._heartbeat = heartbeat or Heartbeat()
 
     def train_strategy(
         self,
@@ -97,6 +101,7 @@ class TrainingPipeline:
             RollbackWanted: When the strategy wants it for what is not finite.
         """
         training = strategy.training
+        self._heartbeat.begin(Activity.PREPARING)
         check_overrides(strategy, overrides.get("epochs"), overrides.get("learning_rate"))
         torch.use_deterministic_algorithms(training.deterministic)
         forget_generators()
@@ -181,6 +186,7 @@ class TrainingPipeline:
             state_built=self._state_built,
             stream=data.train if keeps_its_state(data.train) else None,
             device=self._settings.device,
+            heartbeat=self._heartbeat,
         )
         outcome = trainer.train(data.train, data.validation)
         metrics = dict(outcome.history[-1].metrics) if outcome.history else {}
@@ -219,6 +225,7 @@ class TrainingPipeline:
             autocast=trainer.optimization.autocast,
             dtype=weights_type(config.precision),
             device=trainer.device,
+            heartbeat=trainer.heartbeat,
         )
 
 

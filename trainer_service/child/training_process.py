@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -35,6 +36,7 @@ from trainer_service.child.events import (
     TrainingStopped,
 )
 from trainer_service.child.fingerprint import fingerprint
+from trainer_service.child.heartbeat import Activity, Heartbeat
 from trainer_service.child.memory_errors import is_out_of_memory, memory_wanted
 from trainer_service.child.pipe import (
     OUT_OF_MEMORY_EXIT,
@@ -65,6 +67,8 @@ from trainer_service.strategies.data import LoadedData
 
 #: The exit code of a process whose trainer is gone.
 TRAINER_GONE: Final = 70
+#: Characters of a traceback that are told, of each end: a message may hold a whole tensor.
+MAX_DETAIL: Final = 16 * 1024
 #: A training that is not finite after so many rollbacks needs another strategy.
 MAX_ROLLBACKS: Final = 3
 
@@ -72,9 +76,12 @@ MAX_ROLLBACKS: Final = 3
 class TrainingProcess:
     """Runs one `Train` to its last word."""
 
-    def __init__(self, pipe: ChildPipe, train: Train, slots: tuple[int, ...]) -> None:
+    def __init__(
+        self, pipe: ChildPipe, train: Train, slots: tuple[int, ...], heartbeat: Heartbeat
+    ) -> None:
         self._pipe = pipe
         self._train = train
+        self._heartbeat = heartbeat
         self._token = CancellationToken()
         self._fingerprint: dict[str, str] = {}
         self._data_digest = ""
@@ -123,9 +130,10 @@ class TrainingProcess:
             self._settings,
             progress_callback=self._report,
             cancellation_token=self._token,
-            checkpoint_callback=self._snapshots.take,
+            checkpoint_callback=self._take_snapshot,
             data_loaded=self._compare_data,
             state_built=self._snapshots.prepare,
+            heartbeat=self._heartbeat,
         )
         try:
             return Finished("completed", self._train_to_the_end(pipeline, context))
@@ -146,6 +154,7 @@ class TrainingProcess:
                 earlier,
                 context,
                 self._train.overrides.get("epochs"),
+                self._heartbeat,
             )
 
         self._lineage += accept_environment(self._train, self._fingerprint, context, replay)
@@ -214,6 +223,10 @@ class TrainingProcess:
     def _report(self, position: Position | None, event: Event) -> None:
         self._pipe.send_progress(progress_message(position, event).SerializeToString())
 
+    def _take_snapshot(self, trigger: str, capture: Callable[[], TrainingResumeContext]) -> None:
+        self._heartbeat.begin(Activity.SNAPSHOT)
+        self._snapshots.take(trigger, capture)
+
     def _described(self, context: TrainingResumeContext) -> dict[str, Any]:
         """What a checkpoint of this state says of it."""
         history = context.training_history
@@ -261,6 +274,8 @@ class TrainingProcess:
 def _failed(error: Exception, device: str) -> Failed:
     """The last word of a training that raised an error."""
     detail = traceback.format_exc(limit=-20)
+    if len(detail) > 2 * MAX_DETAIL:
+        detail = f"{detail[:MAX_DETAIL]}\n...\n{detail[-MAX_DETAIL:]}"
     if is_out_of_memory(error):
         return Failed(Reason.OUT_OF_MEMORY.value, memory_wanted(error, device), detail=detail)
     text = " ".join(f"{type(error).__name__}: {error}".split())[:500]

@@ -450,7 +450,9 @@ class TrainingRestarted(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     RESTART_FIELD_NUMBER: _builtins.int
     cause: _builtins.str
-    """As in `signal SIGSEGV`, `exit code 1`, `out of memory`, `signal SIGKILL (out of memory)`."""
+    """As in `signal SIGSEGV`, `exit code 1`, `out of memory`, `signal SIGKILL (out of memory)`,
+    `hung: no step for 300 s`.
+    """
     from_step: _builtins.int
     source: _builtins.str
     """Where the state came from: memory, checkpoint or beginning."""
@@ -477,17 +479,22 @@ class Warning(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
+    """TRAINING_HUNG, STEP_SKIPPED, ROLLED_BACK, ..."""
     message: _builtins.str
+    detail: _builtins.str
+    """What more there is to know: of a training that hung, where each of its threads was."""
     def __init__(
         self,
         *,
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "message", b"message", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
