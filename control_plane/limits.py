@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from sqlalchemy import Connection
 
@@ -13,6 +13,9 @@ from control_plane.states import State
 from everstep.errors import EverstepError, Reason
 
 T = TypeVar("T")
+
+#: Operations that may wait for a trainer, where no setting says otherwise.
+MAX_QUEUED: Final = 10_000
 
 
 def check_queue(connection: Connection, max_queued: int) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from control_plane.limits import MAX_QUEUED
 from everstep.rpc.logs import LogFormat
 
 
@@ -29,7 +30,7 @@ class ControlPlaneSettings(BaseSettings):
     #: Days that a finished operation keeps more than its last event; 0: for ever.
     keep_events_days: float = Field(default=0, ge=0, allow_inf_nan=False)
     #: Operations that may wait for a trainer; one more is refused.
-    max_queued: int = Field(default=10_000, ge=1)
+    max_queued: int = Field(default=MAX_QUEUED, ge=1)
     #: Watches at a time; one more is refused.
     max_watches: int = Field(default=2_000, ge=1)
     #: Seconds that calls have to finish when the service stops.
