@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from sqlalchemy import Connection
 
 from control_plane.database import operations
 from control_plane.states import State
 from everstep.errors import EverstepError, Reason
+
+#: Operations that may wait for a trainer where no setting says otherwise.
+MAX_QUEUED: Final = 10_000
 
 T = TypeVar("T")
 

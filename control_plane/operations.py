@@ -17,7 +17,7 @@ from control_plane.database.attempts import AttemptRecord
 from control_plane.database.operations import OperationFilter, OperationRecord
 from control_plane.database.session import Database
 from control_plane.event_log import EventLog, operation_not_found
-from control_plane.limits import check_queue
+from control_plane.limits import MAX_QUEUED, check_queue
 from control_plane.operation_messages import operation_messages
 from control_plane.states import ATTEMPT_STATES, FINAL_STATES, TRANSITIONS, Change, State
 from control_plane.transitions import change_state, created_event
@@ -47,7 +47,7 @@ class Operations:
         database: Database,
         log: EventLog,
         queue_changed: Callable[[], None],
-        max_queued: int,
+        max_queued: int = MAX_QUEUED,
     ) -> None:
         self._database = database
         self._log = log

@@ -7,6 +7,7 @@ import os
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from control_plane.limits import MAX_QUEUED
 from everstep.rpc.logs import LogFormat
 
 
@@ -24,7 +25,7 @@ class ControlPlaneSettings(BaseSettings):
     #: Seconds that a trainer counts as alive after it was last heard.
     lease_seconds: float = Field(default=15, gt=0, le=3600)
     #: Operations that may wait for a trainer; one more is refused.
-    max_queued: int = Field(default=10_000, ge=1)
+    max_queued: int = Field(default=MAX_QUEUED, ge=1)
     #: Watches at a time; one more is refused.
     max_watches: int = Field(default=2_000, ge=1)
     #: Seconds that calls have to finish when the service stops.
