@@ -21,6 +21,7 @@ from everstep.cli.console import (
     messages,
     print_json,
 )
+from everstep.cli.interruption import interruptible
 from everstep.cli.naming import find_operation
 from everstep.errors import EverstepError, Reason
 from everstep.exporters.following import Export
@@ -114,7 +115,8 @@ def _export(
         else:
             _export_one(*work)
     for _ in found:
-        outcome = outcomes.get()
+        with interruptible():
+            outcome = outcomes.get()
         if isinstance(outcome, EverstepError):
             failures.append(outcome)
         elif isinstance(outcome, Exception):

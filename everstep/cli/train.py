@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -27,6 +23,7 @@ from everstep.cli.console import (
     words,
 )
 from everstep.cli.display import TrainingDisplay
+from everstep.cli.interruption import interruptible
 from everstep.cli.naming import find_operation
 from everstep.control.v1 import operations_pb2
 from everstep.control.v1.operations_pb2 import Operation, OperationState
@@ -150,7 +147,7 @@ def follow(connection: Connection, operation_id: str, after: int, output: Output
                 )
 
         try:
-            with _interruptible() as check_interrupt:
+            with interruptible() as check_interrupt:
                 for event in Watch(connection, operation_id, after, interrupted):
                     last = max(last, event.sequence)
                     if output is OutputFormat.JSON:
@@ -224,31 +221,6 @@ def _detached_or_watched(
             f"[bold]{escape(operation.display_name)}[/] is operation [bold cyan]{name}[/]"
         )
     follow(connection, name, after, output)
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], None]]:
-    """Ctrl-C raises KeyboardInterrupt, at the latest when what is yielded is called.
-
-    An exception raised by a signal is lost where Python cannot raise it (in a finaliser or a
-    callback of C code).
-    """
-    interrupted = False
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal interrupted
-        interrupted = True
-        raise KeyboardInterrupt
-
-    def check() -> None:
-        if interrupted:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _label(text: str) -> tuple[str, str]:
