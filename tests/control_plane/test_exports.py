@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -201,15 +202,17 @@ async def test_mlflow_has_each_point_once_and_goes_on(
     assert run.data.tags["everstep.label.team"] == "vision"
 
     following = await export.start(name, "--follow")
-    with sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None) as database:
+    with closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as database:
         # MLflow cannot write: the export says so, and waits.
-        database.execute("BEGIN IMMEDIATE")
+        database.execute(
+            "CREATE TRIGGER away BEFORE INSERT ON metrics BEGIN INSERT INTO nowhere VALUES (1); END"
+        )
         step(training, 25, 0.5, speed=140)
         assert following.stderr is not None
         async with asyncio.timeout(PATIENCE_SECONDS):
             while b"waiting for it" not in await following.stderr.readline():
                 pass
-        database.execute("ROLLBACK")
+        database.execute("DROP TRIGGER away")
     training.complete()
     out, messages = await asyncio.wait_for(following.communicate(), PATIENCE_SECONDS)
     assert following.returncode == 0, messages.decode()
@@ -247,6 +250,8 @@ async def test_what_cannot_be_exported_is_said(
     nobody = Exports(control_plane.address, "mlflow", "--tracking-uri", "http://127.0.0.1:9")
     assert "MLflow does not answer" in (await nobody(name, code=4))[0]
 
+    # A process that is started beside a shell ignores it, and so would those that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     following = await to_files.start(name, other, "--follow")
     await until_exported(lambda: len(list((tmp_path / "runs").rglob("everstep.json"))) == 2)
     assert "another export writes to" in (await to_files(name, code=2))[0]
