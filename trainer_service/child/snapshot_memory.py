@@ -13,6 +13,7 @@ import torch
 from checkpoint_store.safetensors_layout import GroupLayout, TensorSpec, parse_header, plan_group
 from everstep.errors import EverstepError, Reason
 from trainer_service.child.devices import CPU, Device
+from trainer_service.child.page_table import populate
 from trainer_service.child.pipe import SlotBlob, SlotContent
 from trainer_service.shared_memory import allocate
 
@@ -150,8 +151,11 @@ class SnapshotMemory:
         allocate(descriptor, length)
         length = os.fstat(descriptor).st_size
         mapping = mmap.mmap(descriptor, length)
-        # A write makes a page, this one changes nothing, and torch writes with all of its threads.
-        torch.frombuffer(mapping, dtype=torch.uint8)[:: mmap.PAGESIZE].add_(0)
+        try:
+            populate(mapping, torch.get_num_threads())
+        except OSError:
+            # A write enters a page, too, and this one changes nothing.
+            torch.frombuffer(mapping, dtype=torch.uint8)[:: mmap.PAGESIZE].add_(0)
         if slot in self._mappings:
             self._device.unpin(self._mappings[slot])
         self._device.pin(mapping)
