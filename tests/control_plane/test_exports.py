@@ -11,10 +11,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from mlflow import MlflowClient
@@ -67,6 +67,9 @@ async def train_twice(client: Client, trainer: ScriptedTrainer) -> ScriptedTrain
 class Exports:
     """`everstep export KIND OP ...` with a control plane."""
 
+    #: Ended with their test, if they have not by themselves.
+    started: ClassVar[list[asyncio.subprocess.Process]] = []
+
     def __init__(self, address: str, kind: str, *to: str) -> None:
         self._arguments = [EVERSTEP, "export", kind, "--address", address, "-o", "json", *to]
 
@@ -80,9 +83,21 @@ class Exports:
     async def start(self, *arguments: str) -> asyncio.subprocess.Process:
         pipe = subprocess.PIPE
         environment = {**os.environ, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-        return await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *self._arguments, *arguments, stdout=pipe, stderr=pipe, env=environment
         )
+        self.started.append(process)
+        return process
+
+
+@pytest.fixture(autouse=True)
+async def _none_left() -> AsyncIterator[None]:
+    yield
+    for process in Exports.started:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    Exports.started.clear()
 
 
 async def until_exported(seen: Callable[[], Any]) -> None:
