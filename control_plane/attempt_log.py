@@ -113,6 +113,18 @@ def merged_metrics(stored: str, newer: Mapping[str, float]) -> str:
     return canonical_json({**parse_canonical_json(stored.encode()), **newer}).decode()
 
 
+def _metrics(words: Sequence[TrainingProgress]) -> dict[str, float]:
+    """The newest of each name that events show."""
+    newest: dict[str, float] = {}
+    for word in words:
+        if word.HasField("epoch_completed"):
+            newest |= word.epoch_completed.metrics
+            newest["learning_rate"] = word.epoch_completed.learning_rate
+        else:
+            newest |= _step_metrics(word)
+    return newest
+
+
 def _step_metrics(word: TrainingProgress) -> dict[str, float]:
     """What a word shows of a step; nothing where it is about something else."""
     if not word.HasField("step_metrics"):
@@ -172,7 +184,7 @@ def _store_fresh(
     values: dict[str, Any] = {
         "position": position.SerializeToString(),
         "at_risk": _at_risk(operation, words[-1]),
-        "metrics": operation.metrics,
+        "metrics": merged_metrics(operation.metrics, _metrics(words)),
         "update_time": times.now(),
     }
     process_id = attempt.process_id
@@ -180,14 +192,6 @@ def _store_fresh(
     for sequence, word in enumerate(words, start=last_sequence - len(words) + 1):
         if word.HasField("phase_changed"):
             process_id = word.phase_changed.process_id
-        elif word.HasField("epoch_completed"):
-            shown = {
-                **word.epoch_completed.metrics,
-                "learning_rate": word.epoch_completed.learning_rate,
-            }
-            values["metrics"] = merged_metrics(values["metrics"], shown)
-        elif word.HasField("step_metrics"):
-            values["metrics"] = merged_metrics(values["metrics"], _step_metrics(word))
         checkpoint = _checkpoint_of(word)
         if checkpoint is not None and _register(connection, operation, sequence, checkpoint):
             committed = True
