@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -84,6 +85,15 @@ async def test_a_cancelled_task_ends_the_stream(control_plane: ScriptedControlPl
         assert (await anext(stream)).sequence == 4
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as a terminal's process has it: one in the background was told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_the_stream_and_loses_nothing(control_plane: ScriptedControlPlane) -> None:
     control_plane.scripts += [WAITS, [events(4)]]
     main = threading.get_ident()
