@@ -68,7 +68,7 @@ def open_blob_store(
 
 
 def _open_folder(host: str, path: str) -> BlobStore:
-    from checkpoint_store.blobs import LocalBlobStore
+    from checkpoint_store.local_blobs import LocalBlobStore
 
     if host not in ("", "localhost") or not path.startswith("/") or "\0" in path:
         raise _bad_url("a folder is named by its absolute path, as in file:///srv/everstep")

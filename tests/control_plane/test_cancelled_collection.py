@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_store.blobs import LocalBlobStore
 from checkpoint_store.digests import blob_digest, blob_key
+from checkpoint_store.local_blobs import LocalBlobStore
 from control_plane.checkpoints import Checkpoints
 from control_plane.database.session import Database
 from control_plane.garbage import GarbageCollector

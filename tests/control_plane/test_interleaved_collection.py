@@ -15,9 +15,10 @@ from typing import Any, Final, cast
 import pytest
 
 from checkpoint_store import sweeps
-from checkpoint_store.blobs import BlobStore, LocalBlobStore
+from checkpoint_store.blobs import BlobStore
 from checkpoint_store.checkpoints import commit_checkpoint, read_manifest, verify_checkpoint
 from checkpoint_store.digests import blob_digest, blob_key
+from checkpoint_store.local_blobs import LocalBlobStore
 from checkpoint_store.safetensors_layout import GroupLayout
 from control_plane.caller import Caller
 from control_plane.garbage_sweep import GarbageSweep

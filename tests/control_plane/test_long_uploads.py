@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from checkpoint_store import long_uploads
-from checkpoint_store.blobs import LocalBlobStore
 from checkpoint_store.checkpoints import commit_checkpoint, verify_checkpoint
 from checkpoint_store.digests import Buffer
+from checkpoint_store.local_blobs import LocalBlobStore
 from checkpoint_store.long_uploads import COUNTED_SECONDS, UPLOADS
 from control_plane.caller import Caller
 from control_plane.garbage import DEFAULT_GRACE

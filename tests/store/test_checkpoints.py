@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from checkpoint_store import blob_download
-from checkpoint_store.blobs import BlobStore, LocalBlobStore
+from checkpoint_store.blobs import BlobStore
 from checkpoint_store.checkpoints import (
     Target,
     commit_checkpoint,
@@ -27,6 +27,7 @@ from checkpoint_store.checkpoints import (
     verify_checkpoint,
 )
 from checkpoint_store.digests import Buffer, blob_digest, blob_key, canonical_json
+from checkpoint_store.local_blobs import LocalBlobStore
 from checkpoint_store.manifest import Manifest
 from everstep.errors import EverstepError, Reason
 from everstep.object_store_process import MinioProcess

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoint_store.blobs import LocalBlobStore
 from checkpoint_store.checkpoints import commit_checkpoint
 from checkpoint_store.digests import canonical_json, parse_canonical_json
+from checkpoint_store.local_blobs import LocalBlobStore
 from checkpoint_store.manifest import Manifest, is_manifest_key, manifest_key
 from everstep.errors import EverstepError, Reason
 from tests.store.states import STATE, make_state

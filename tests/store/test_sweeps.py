@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from checkpoint_store import sweeps
-from checkpoint_store.blobs import BlobInfo, BlobStore, LocalBlobStore
+from checkpoint_store.blobs import BlobInfo, BlobStore
+from checkpoint_store.local_blobs import LocalBlobStore
 from checkpoint_store.store_clock import CLOCK, age_at, store_time
 from checkpoint_store.sweeps import (
     RENEWED_SECONDS,

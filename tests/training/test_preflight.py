@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint_store.blobs import LocalBlobStore, Take
+from checkpoint_store.blobs import Take
+from checkpoint_store.local_blobs import LocalBlobStore
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.strategy_pb2 import CheckpointPolicy
 from trainer_service import shared_memory
