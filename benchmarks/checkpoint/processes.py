@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -21,11 +22,17 @@ _SAMPLE_SECONDS: Final = 0.1
 _PATIENCE_SECONDS: Final = 900
 
 
-def run_process(module: str, asked: dict[str, Any]) -> dict[str, Any]:
+def run_process(
+    module: str, asked: dict[str, Any], environment: Mapping[str, str] = TRAINING_ENVIRONMENT
+) -> dict[str, Any]:
     """The result of `python -m MODULE JSON`, with `peak_tree_bytes` and `cpu_seconds` beside it.
 
     Memory is that of the process and all below it, shared pages counted once, and what they keep
     in /dev/shm.
+
+    Args:
+        environment: As the product starts its training process: what is good for Everstep is for
+            everyone.
 
     Raises:
         RuntimeError: When the run failed.
@@ -36,8 +43,7 @@ def run_process(module: str, asked: dict[str, Any]) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # As the product starts its training process: what is good for Everstep is for everyone.
-        env={**TRAINING_ENVIRONMENT, **os.environ},
+        env={**environment, **os.environ},
     )
     sampler = _Sampler(process.pid)
     try:
