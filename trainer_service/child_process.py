@@ -79,6 +79,7 @@ class ChildProcess:
             )
         except BaseException:
             connection.close()
+            heartbeat.close()
             raise
         finally:
             child_end.close()
@@ -147,6 +148,7 @@ class ChildProcess:
         """Waits for the end of the process and says how it ended, as in `signal SIGKILL`."""
         code = await self._process.wait()
         self._connection.close()
+        self._heartbeat.close()
         return death_cause(code, memory_kills() - self._memory_kills)
 
     def kill(self) -> None:

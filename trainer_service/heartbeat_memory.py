@@ -31,11 +31,19 @@ class HeartbeatMemory:
         # The process writes its stacks where the descriptor stands.
         os.lseek(self.descriptor, STACKS_OFFSET, os.SEEK_SET)
         self._memory = mmap.mmap(self.descriptor, length, prot=mmap.PROT_READ)
+        self._last = Beat()
 
     @property
     def beat(self) -> Beat:
-        """What the process does now."""
-        return Beat.read(self._memory)
+        """What the process does now, or did last."""
+        if not self._memory.closed:
+            self._last = Beat.read(self._memory)
+        return self._last
+
+    def close(self) -> None:
+        """Gives the memory back: the process is gone. Its last heartbeat stays."""
+        self._last = self.beat
+        self._memory.close()
 
     async def stacks(self, process_id: int) -> str:
         """Where each thread of a process is that was just asked, the one that trains first.
@@ -46,6 +54,8 @@ class HeartbeatMemory:
         written = b""
         for _ in range(round(STACKS_SECONDS / LOOK_SECONDS)):
             await asyncio.sleep(LOOK_SECONDS)
+            if self._memory.closed:
+                break
             before, written = written, self._memory[STACKS_OFFSET:].rstrip(b"\0")
             if written and written == before:
                 break
