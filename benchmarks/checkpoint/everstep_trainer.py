@@ -63,7 +63,7 @@ async def train(store: BlobStore, job: dict[str, Any], threads: int) -> dict[str
             raise RuntimeError(f"Everstep's own run failed: {outcome}, {uploader.error}")
         events = [
             TrainingProgress.FromString(payload)
-            for _, payload in journal.read(OPERATION, 1, 0, 10_000)
+            for _, payload in journal.read(OPERATION, 1, 0, 10_000, 64 << 20)
         ]
     committed = [event for event in events if event.HasField("checkpoint_committed")]
     return outcome.result | {
