@@ -81,9 +81,10 @@ class Benchmark:
         asked = {"size": size, "job": job, "steps_between": 4}
         found = self._run("one_run", "calibration", Nothing.name, 0, asked)
         assert found is not None
-        share = found["state_bytes"] / SIZES[size].state_bytes
+        share: float = found["state_bytes"] / SIZES[size].state_bytes
         seconds = SIZES[size].interval_seconds * max(share, 0.4)
-        return max(2, round(seconds / statistics.median(found["steps"])))
+        steps: list[float] = found["steps"]
+        return max(2, round(seconds / statistics.median(steps)))
 
     def _run(
         self,

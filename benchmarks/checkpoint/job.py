@@ -129,7 +129,8 @@ def train_step(
     tokens = torch.randint(size.vocabulary, (1, size.tokens + 1), generator=generator)
     optimizer.zero_grad()
     logits = model(tokens[:, :-1])
-    functional.cross_entropy(logits.flatten(0, 1), tokens[0, 1:]).backward()
+    loss = functional.cross_entropy(logits.flatten(0, 1), tokens[0, 1:])
+    loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from benchmarks.checkpoint.server import BUCKET, Server
 
@@ -177,11 +178,13 @@ class AsyncSave(Peer):
     def save(self, step: int) -> None:
         self.wait()
         folder = self.folder / f"dcp-{step}"
-        writer = dcp.FileSystemWriter(folder, thread_count=UPLOADS_AT_A_TIME, sync_files=False)
+        writer = FileSystemWriter(folder, thread_count=UPLOADS_AT_A_TIME, sync_files=False)
         with warnings.catch_warnings(action="ignore"):
-            saved = dcp.async_save(
+            saved = async_save(
                 self.state(), storage_writer=writer, async_stager=self._stager, no_dist=True
             )
+
+        assert isinstance(saved, Future), "staging was to be done when the call returned"
 
         def upload() -> None:
             saved.result()

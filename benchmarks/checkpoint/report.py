@@ -89,7 +89,7 @@ class Training:
 
     def longest_stall(self, name: str) -> float:
         """Seconds, of all rounds."""
-        return max(stall for run in self.runs[name] for stall in run["stalls"])
+        return max(float(stall) for run in self.runs[name] for stall in run["stalls"])
 
     def lost(self, name: str) -> float:
         """Seconds of training for each checkpoint, against the same run's other steps."""

@@ -20,9 +20,11 @@ from typing import Any, Final
 
 import psutil
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from benchmarks.checkpoint.everstep_child import restore as restore_context
 from benchmarks.checkpoint.everstep_child import training_state
@@ -109,7 +111,7 @@ def distributed(model: Any, optimizer: Any, server: Server) -> Back:
     client = server.client()
     folder = Path("/dev/shm") / f"everstep-restore-{os.getpid()}"
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    dcp.save(state, storage_writer=dcp.FileSystemWriter(folder, thread_count=2), no_dist=True)
+    save(state, storage_writer=FileSystemWriter(folder, thread_count=2), no_dist=True)
     names = [path.name for path in folder.iterdir()]
     for name in names:
         client.fput_object(BUCKET, name, str(folder / name), part_size=PART_BYTES)
@@ -122,7 +124,7 @@ def distributed(model: Any, optimizer: Any, server: Server) -> Back:
             ]
             for one in fetch:
                 one.result()
-        dcp.load(state, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+        load(state, storage_reader=FileSystemReader(folder), no_dist=True)
         optimizer.load_state_dict(state["optimizer"])
         shutil.rmtree(folder)
 
