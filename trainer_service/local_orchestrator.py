@@ -19,7 +19,6 @@ from everstep.training.v1.progress_pb2 import (
     Warning,
 )
 from trainer_service.child.pipe import (
-    MEMORY,
     Accepted,
     Cancel,
     Failed,
@@ -43,6 +42,7 @@ from trainer_service.hang_watch import HangWatch, Silence
 from trainer_service.progress import AttemptProgress
 from trainer_service.settings import TrainerSettings
 from trainer_service.slots import MemorySlots
+from trainer_service.snapshot_handover import SnapshotHandover
 from trainer_service.step_samples import StepSamples
 
 _log = structlog.get_logger(__name__)
@@ -78,14 +78,7 @@ class LocalTrainingOrchestrator:
         self.discarded = asyncio.Event()
         self._expected_digests: Mapping[str, str] | None = None
         self._accepted: Accepted | None = None
-        #: What this attempt took, by slot, as far as it is complete.
-        self._taken: dict[int, SnapshotTaken] = {}
-        #: Slots on their way to the store.
-        self._held: set[int] = set()
-        #: The newest snapshot, where it is to become a checkpoint and another is on its way.
-        self._waiting: SnapshotTaken | None = None
-        #: Whether a checkpoint was asked for and is not on its way yet.
-        self._requested = False
+        self._snapshots = SnapshotHandover(slots, progress.risk)
         #: Whether data, model and slots have once fitted into memory.
         self._fitted = False
         self._samples = StepSamples()
@@ -114,12 +107,13 @@ class LocalTrainingOrchestrator:
         """
         restarts = 0
         self._expected_digests = digests
-        self._snapshot_taken, self._prepare = snapshot_taken, prepare
+        self._snapshots.begin(snapshot_taken)
+        self._prepare = prepare
         while not self.discarded.is_set():
             outcome, cause = await self._run_process(train, resume_context)
             without_memory = self._without_memory(outcome)
             if outcome is not None and without_memory is None:
-                self._hand_over_waiting()
+                self._snapshots.hand_over_waiting()
                 return outcome
             if self.discarded.is_set():
                 break
@@ -129,7 +123,7 @@ class LocalTrainingOrchestrator:
                 _log.warning("no memory", message=without_memory.message)
                 cause = OUT_OF_MEMORY
             if restarts == self._settings.max_local_restarts:
-                self._hand_over_waiting()
+                self._snapshots.hand_over_waiting()
                 if self._hung is not None:
                     return hung_again(restarts + 1, cause, self._stacks)
                 return given_up(restarts + 1, cause, without_memory)
@@ -181,26 +175,25 @@ class LocalTrainingOrchestrator:
 
     async def take_checkpoint(self) -> None:
         """Asks for a checkpoint after the current step."""
-        self._requested = True
+        self._snapshots.request()
         if self._child is not None:
             await self._child.send(TakeCheckpoint())
 
     async def release(self, slot: int) -> None:
         """Says that a snapshot's slot is read no more."""
-        self._held.discard(slot)
+        self._snapshots.release(slot)
         if self._child is not None:
             await self._child.send(SnapshotReleased(slot))
 
     @property
     def newest_taken(self) -> SnapshotTaken | None:
         """The newest complete snapshot that this attempt took."""
-        newest = self._slots.newest
-        return None if newest is None else self._taken.get(newest.slot)
+        return self._snapshots.newest
 
     @property
     def newer_waits(self) -> bool:
         """Whether a snapshot waits for the one before it to be stored, or given up."""
-        return self._waiting is not None
+        return self._snapshots.is_waiting
 
     async def _run_process(
         self, train: Train, resume_context: SlotContent | None
@@ -231,16 +224,15 @@ class LocalTrainingOrchestrator:
 
     async def _begin(self, child: ChildProcess, train: Train) -> None:
         """Says `Train`, and then what was said to this attempt before there was this process."""
-        if not self._held:
-            self._hand_over_waiting()
-        held = tuple(sorted(self._held))
-        waiting = "" if self._waiting is None else self._waiting.trigger
+        if not self._snapshots.held:
+            self._snapshots.hand_over_waiting()
+        held, waiting = self._snapshots.held, self._snapshots.waiting_trigger
         await child.train(replace(train, held=held, waiting=waiting), self._slots.descriptors)
         self._child = child
         for slot in held:
-            if slot not in self._held:
+            if slot not in self._snapshots.held:
                 await child.send(SnapshotReleased(slot))
-        if self._requested and waiting != "REQUESTED":
+        if self._snapshots.request_is_open:
             await child.send(TakeCheckpoint())
         if self.discarded.is_set():
             await child.stop()
@@ -254,7 +246,7 @@ class LocalTrainingOrchestrator:
                 case bytes():
                     await self._pass_on(child, TrainingProgress.FromString(said))
                 case SnapshotBegun() | SnapshotTaken() | SnapshotHandedOver():
-                    self._note_snapshot(said)
+                    self._snapshots.note(said)
                 case SlotsWanted():
                     try:
                         await self._prepare(said)
@@ -305,31 +297,6 @@ class LocalTrainingOrchestrator:
                 )
             )
         )
-
-    def _note_snapshot(self, said: SnapshotBegun | SnapshotTaken | SnapshotHandedOver) -> None:
-        match said:
-            case SnapshotBegun(slot):
-                self._slots.begun(slot)
-                self._taken.pop(slot, None)
-                self._waiting = None
-            case SnapshotTaken():
-                self._slots.completed(said.content)
-                self._progress.risk.snapshot_taken(said)
-                self._taken[said.content.slot] = said
-                self._waiting = None if said.trigger == MEMORY else said
-                if said.handed_over:
-                    self._hand_over_waiting()
-            case SnapshotHandedOver():
-                self._hand_over_waiting()
-
-    def _hand_over_waiting(self) -> None:
-        snapshot, self._waiting = self._waiting, None
-        if snapshot is None:
-            return
-        if snapshot.trigger == "REQUESTED":
-            self._requested = False
-        self._held.add(snapshot.content.slot)
-        self._snapshot_taken(snapshot)
 
     async def _pass_on(self, child: ChildProcess, event: TrainingProgress) -> None:
         if event.HasField("step_metrics"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,10 +21,8 @@ from trainer_service.child.events import (
     CancellationToken,
     EpochCompleted,
     PhaseChanged,
-    Position,
     ProgressCallback,
     RollbackWanted,
-    StepMetrics,
     StepSkipped,
     Stop,
     TrainingStopped,
@@ -41,15 +39,12 @@ from trainer_service.child.optimization import (
     moving_average,
     weights_type,
 )
-from trainer_service.child.pace import Pace
+from trainer_service.child.progress_reports import ProgressReports
 from trainer_service.child.randomness import reseed
 from trainer_service.child.resume_context import TrainingResumeContext
 from trainer_service.child.state_size import snapshot_bytes
 from trainer_service.child.training_state import TrainingState
 from trainer_service.generators import generator_states, restore_generators
-
-#: Seconds between two reports of step metrics.
-STEP_REPORT_SECONDS: Final = 0.1
 
 #: Takes a snapshot for a trigger (PERIODIC, REQUESTED, MEMORY, ...) of what the call gives.
 CheckpointCallback = Callable[[str, Callable[[], TrainingResumeContext]], None]
@@ -113,7 +108,7 @@ class ModelTrainer:
             config.gradient_clip,
             keep_buffers=config.non_finite == "skip",
         )
-        self._progress_callback = progress_callback or (lambda _position, _event: None)
+        self.reports = ProgressReports(self.state, config, progress_callback)
         self._token = cancellation_token or CancellationToken()
         self._checkpoint_callback = checkpoint_callback or (lambda _trigger, _capture: None)
         self._state_built = state_built or (lambda _length, _changing: None)
@@ -121,10 +116,7 @@ class ModelTrainer:
         self._cadence = SnapshotCadence(config.checkpoint, config.stall_budget, time.monotonic())
         #: Whether the live state is that of a whole optimizer step.
         self._whole = True
-        self._pace = Pace()
         self._epoch_began = 0.0
-        self._reported = -math.inf
-        self._batches = 0
         if resume_context is not None and config.forked_from is not None:
             check_fork(resume_context, config.forked_from, config.request, config.epochs)
             fork(
@@ -154,7 +146,7 @@ class ModelTrainer:
         """
         state = self.state
         config = self.config
-        self._batches = batch_count(len(examples), config.batch_size)
+        self.reports.batches = batch_count(len(examples), config.batch_size)
         loader = ExampleLoader(
             examples,
             seed=config.seed,
@@ -164,9 +156,9 @@ class ModelTrainer:
             dtype=weights_type(config.precision),
             device=self.device,
         )
-        self._state_built(*snapshot_bytes(state, self.position().total_steps))
+        self._state_built(*snapshot_bytes(state, self.reports.position().total_steps))
         self.heartbeat.stepped(state.step)
-        self._report(PhaseChanged("TRAINING"))
+        self.reports.say(PhaseChanged("TRAINING"))
         try:
             while state.epoch < config.epochs and not state.early_stopping.stopped:
                 self._train_epoch(loader)
@@ -206,10 +198,10 @@ class ModelTrainer:
         state = self.state
         self._epoch_began = time.monotonic()
         batches = self.heartbeat.drawn(loader.epoch(state.epoch, state.batch), Activity.STEP)
-        while state.batch < self._batches:
-            group = min(self.config.accumulate, self._batches - state.batch)
+        while state.batch < self.reports.batches:
+            group = min(self.config.accumulate, self.reports.batches - state.batch)
             self._take_step(batches, group)
-            if state.batch < self._batches:
+            if state.batch < self.reports.batches:
                 self._between_steps(epochs_done=None)
 
     def _take_step(self, batches: Iterator[Batch], group: int) -> None:
@@ -222,9 +214,11 @@ class ModelTrainer:
         finite = all(map(math.isfinite, losses))
         norm = self.optimization.norm() if finite else math.nan
         if not finite or (state.scaler is None and not math.isfinite(norm)):
-            skipped = judge_step(self.config.non_finite, state, self.position(), losses, norm)
+            skipped = judge_step(
+                self.config.non_finite, state, self.reports.position(), losses, norm
+            )
             self.optimization.leave_out()
-            self._report(StepSkipped(skipped))
+            self.reports.say(StepSkipped(skipped))
             self._leave_out(batches, group - len(losses))
             return
         self._whole = False
@@ -235,10 +229,7 @@ class ModelTrainer:
         state.examples += sum(counts)
         state.skipped_in_a_row = 0
         self._count_step(group, losses, norm)
-        seconds = time.monotonic() - began
-        self._pace.stepped(seconds)
-        rate = sum(counts) / max(seconds, 1e-9)
-        self._report_step(loss_sum / sum(counts), rate, norm)
+        self.reports.stepped(loss_sum / sum(counts), norm, sum(counts), time.monotonic() - began)
 
     def _gradients(self, batches: Iterator[Batch], group: int) -> tuple[list[float], list[int]]:
         """Losses and examples of a group of batches, up to a loss that is not finite."""
@@ -258,7 +249,7 @@ class ModelTrainer:
 
     def _leave_out(self, batches: Iterator[Batch], undrawn: int) -> None:
         """Goes past a step without taking it; of its batches some are not drawn yet."""
-        group = min(self.config.accumulate, self._batches - self.state.batch)
+        group = min(self.config.accumulate, self.reports.batches - self.state.batch)
         for _ in range(undrawn):
             next(batches)
         self._advance_schedule("step", None)
@@ -284,7 +275,7 @@ class ModelTrainer:
         metrics = {"train_loss": state.loss_sum / max(state.examples, 1)}
         if len(validation):
             metrics |= self._evaluate(validation)
-        judge_epoch(self.config.non_finite, state, self.position(), metrics)
+        judge_epoch(self.config.non_finite, state, self.reports.position(), metrics)
         self._whole = False
         value = self._monitored(metrics)
         is_best = state.best.offer(value, state.epoch, state.evaluated_model)
@@ -297,7 +288,7 @@ class ModelTrainer:
         state.loss_sum, state.examples = 0.0, 0
         self._whole = True
         seconds = time.monotonic() - self._epoch_began
-        self._report(EpochCompleted(done, metrics, rate, is_best, seconds))
+        self.reports.say(EpochCompleted(done, metrics, rate, is_best, seconds))
 
     def _evaluate(self, validation: Any) -> dict[str, float]:
         """The validation metrics; one that is stopped leaves the generators as they were."""
@@ -322,7 +313,7 @@ class ModelTrainer:
         except TrainingStopped:
             restore_generators(generators)
             raise
-        self._pace.evaluated(time.monotonic() - began)
+        self.reports.pace.evaluated(time.monotonic() - began)
         return metrics
 
     def _monitored(self, metrics: Mapping[str, float]) -> float:
@@ -362,37 +353,9 @@ class ModelTrainer:
         self._checkpoint_callback(trigger, self.capture)
         now = time.monotonic()
         self._cadence.taken(trigger, now - began, now)
-        self._pace.snapshot_taken(now - began)
+        self.reports.pace.snapshot_taken(now - began)
 
     def _stop_if_asked(self) -> None:
         stop = self._token.stop
         if stop is not None:
             raise TrainingStopped(stop)
-
-    def _report_step(self, loss: float, examples_per_second: float, norm: float) -> None:
-        now = time.monotonic()
-        if now - self._reported < STEP_REPORT_SECONDS:
-            return
-        self._reported = now
-        rate = float(self.state.optimizer.param_groups[0]["lr"])
-        self._report(StepMetrics(loss, rate, examples_per_second, norm))
-
-    def _report(self, event: Any) -> None:
-        self._progress_callback(self.position(), event)
-
-    def position(self) -> Position:
-        """How far the training is."""
-        state = self.state
-        steps_per_epoch = -(-self._batches // self.config.accumulate)
-        total = steps_per_epoch * self.config.epochs
-        # At the end of each epoch there is one.
-        evaluations = max(0, self.config.epochs - state.epoch)
-        return Position(
-            epoch=state.epoch,
-            total_epochs=self.config.epochs,
-            batch=state.batch,
-            batches_per_epoch=self._batches,
-            step=state.step,
-            total_steps=total,
-            eta_seconds=self._pace.seconds_left(max(0, total - state.step), evaluations),
-        )

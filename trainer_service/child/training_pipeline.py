@@ -191,7 +191,7 @@ class TrainingPipeline:
         outcome = trainer.train(data.train, data.validation)
         metrics = dict(outcome.history[-1].metrics) if outcome.history else {}
         if len(data.test):
-            self._progress_callback(trainer.position(), PhaseChanged("EVALUATING"))
+            trainer.reports.say(PhaseChanged("EVALUATING"))
             metrics |= self.evaluate(trainer, data, config)
         result: dict[str, Any] = {
             "epochs": len(outcome.history),
