@@ -273,13 +273,17 @@ def _open_call(
                 operation_id=attempt.operation_id,
                 attempt=attempt.number,
                 after_index=attempt.cursor,
+                batches=True,
             )
         )
     strategy = TrainingStrategy.FromString(operation.strategy)
     if attempt.checkpoint is None:
         return stub.StartTraining(
             StartTrainingRequest(
-                operation_id=attempt.operation_id, attempt=attempt.number, strategy=strategy
+                operation_id=attempt.operation_id,
+                attempt=attempt.number,
+                strategy=strategy,
+                batches=True,
             )
         )
     checkpoint = CheckpointReference.FromString(attempt.checkpoint)
@@ -292,5 +296,6 @@ def _open_call(
             checkpoint=checkpoint,
             overrides=StrategyOverrides.FromString(attempt.overrides),
             fork=not checkpoint.manifest_key.startswith(own),
+            batches=True,
         )
     )

@@ -70,8 +70,11 @@ class ProgressStream:
 
     async def _read(self) -> None:
         try:
-            async for word in self._call:
-                await self._words.put(word)
+            async for message in self._call:
+                later = list(message.next)
+                message.ClearField("next")
+                for word in (message, *later):
+                    await self._words.put(word)
         except grpc.aio.AioRpcError as failure:
             self._failure = failure
         await self._words.put(None)

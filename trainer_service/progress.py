@@ -8,6 +8,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from everstep.rpc.repeated import RepeatedField
 from everstep.training.v1.progress_pb2 import PhaseChanged, TrainingPosition, TrainingProgress
 from trainer_service.journal import Journal
 from trainer_service.work_at_risk import RiskMeter
@@ -15,6 +16,7 @@ from trainer_service.work_at_risk import RiskMeter
 #: Events and bytes read from the journal at a time, so that a watcher's memory stays flat.
 PAGE_EVENTS: Final = 256
 PAGE_BYTES: Final = 256 * 1024
+_NEXT: Final = RepeatedField(TrainingProgress.NEXT_FIELD_NUMBER)
 _LAST_WORDS: Final = ("completed", "failed", "cancelled")
 
 
@@ -97,10 +99,11 @@ class AttemptProgress:
         self._transients[kind] = (self._transient_number, event.SerializeToString())
         self._wake()
 
-    async def follow(self, after_index: int) -> AsyncIterator[bytes]:
+    async def follow(self, after_index: int, batches: bool = False) -> AsyncIterator[bytes]:
         """Replays the durable events after an index, then follows to the last word.
 
-        Gives each TrainingProgress as bytes; durable ones as the journal has them.
+        Gives each TrainingProgress as bytes; durable ones as the journal has them. With `batches`
+        those that are there together are one message.
         """
         cursor = after_index
         seen = self._transient_number
@@ -117,6 +120,11 @@ class AttemptProgress:
                 )
                 if not page:
                     return
+                if batches:
+                    (_, first), *later = page
+                    yield first + _NEXT.joined(payload for _, payload in later)
+                    cursor = page[-1][0]
+                    continue
                 for index, payload in page:
                     yield payload
                     cursor = index

@@ -38,7 +38,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 overrides=StrategyOverrides(),
             )
         )
-        async for event in _follow(progress, after_index=0):
+        async for event in _follow(progress, 0, request.batches):
             yield event
 
     async def ResumeTraining(
@@ -54,14 +54,14 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 fork=request.fork,
             )
         )
-        async for event in _follow(progress, after_index=0):
+        async for event in _follow(progress, 0, request.batches):
             yield event
 
     async def WatchTraining(
         self, request: trainer_pb2.WatchTrainingRequest, _context: Context
     ) -> AsyncIterator[TrainingProgress]:
         progress = self._trainings.find(request.operation_id, request.attempt)
-        async for event in _follow(progress, request.after_index):
+        async for event in _follow(progress, request.after_index, request.batches):
             yield event
 
     async def CancelTraining(
@@ -90,9 +90,11 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         return trainer_pb2.ForgetTrainingResponse()
 
 
-def _follow(progress: AttemptProgress, after_index: int) -> AsyncIterator[TrainingProgress]:
+def _follow(
+    progress: AttemptProgress, after_index: int, batches: bool
+) -> AsyncIterator[TrainingProgress]:
     # The interceptor sends bytes as they are; the stub's type knows messages alone.
-    return cast(AsyncIterator[TrainingProgress], progress.follow(after_index))
+    return cast(AsyncIterator[TrainingProgress], progress.follow(after_index, batches))
 
 
 def _resolved(strategy: TrainingStrategy) -> TrainingStrategy:

@@ -23,8 +23,14 @@ from everstep.rpc import serving
 from everstep.rpc.options import UNARY_DEADLINE_SECONDS, open_channel
 from everstep.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 from everstep.training.v1.progress_pb2 import Completed, TrainingProgress
+from trainer_service.progress import PAGE_EVENTS
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Request = (
+    trainer_pb2.StartTrainingRequest
+    | trainer_pb2.ResumeTrainingRequest
+    | trainer_pb2.WatchTrainingRequest
+)
 
 
 class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
@@ -50,19 +56,19 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
     async def StartTraining(
         self, request: trainer_pb2.StartTrainingRequest, _context: Context
     ) -> AsyncIterator[TrainingProgress]:
-        async for said in self._say(request.operation_id, request.attempt, 0):
+        async for said in self._say(request, 0):
             yield said
 
     async def WatchTraining(
         self, request: trainer_pb2.WatchTrainingRequest, _context: Context
     ) -> AsyncIterator[TrainingProgress]:
-        async for said in self._say(request.operation_id, request.attempt, request.after_index):
+        async for said in self._say(request, request.after_index):
             yield said
 
     async def ResumeTraining(
         self, request: trainer_pb2.ResumeTrainingRequest, _context: Context
     ) -> AsyncIterator[TrainingProgress]:
-        async for said in self._say(request.operation_id, request.attempt, 0):
+        async for said in self._say(request, 0):
             yield said
 
     async def CancelTraining(
@@ -85,18 +91,25 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
     ) -> trainer_pb2.ForgetTrainingResponse:
         return trainer_pb2.ForgetTrainingResponse()
 
-    async def _say(
-        self, operation_id: str, attempt: int, after: int
-    ) -> AsyncIterator[TrainingProgress]:
+    async def _say(self, request: Request, after: int) -> AsyncIterator[TrainingProgress]:
+        named = (request.operation_id, request.attempt)
         if after < words.BEGIN_INDEX:
-            yield words.word(operation_id, attempt, words.BEGIN_INDEX)
+            yield words.word(*named, words.BEGIN_INDEX)
         await self._begin.wait()
-        for index in range(max(after, words.BEGIN_INDEX) + 1, self._last_index + 1):
+        index = max(after, words.BEGIN_INDEX) + 1
+        while index <= self._last_index:
             if self._rate:
                 due = self._began + (index - words.BEGIN_INDEX) / self._rate
                 await asyncio.sleep(due - time.monotonic())
-            yield words.word(operation_id, attempt, index)
-        last = words.word(operation_id, attempt, self._last_index + 1)
+            said = words.word(*named, index)
+            index += 1
+            if request.batches and not self._rate:
+                # All are there: a trainer then sends as many in a message as these.
+                end = min(index + PAGE_EVENTS - 1, self._last_index + 1)
+                said.next.extend(words.word(*named, later) for later in range(index, end))
+                index = end
+            yield said
+        last = words.word(*named, self._last_index + 1)
         last.completed.CopyFrom(Completed())
         yield last
 

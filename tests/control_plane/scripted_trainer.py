@@ -133,14 +133,18 @@ class ScriptedTraining:
             failed={"error": {"reason": reason, "message": message, "restartable": restartable}}
         )
 
-    async def follow(self, after: int) -> AsyncIterator[TrainingProgress]:
+    async def follow(self, after: int, batches: bool) -> AsyncIterator[TrainingProgress]:
         cursor = after
         shown: list[TrainingProgress] = []
         while True:
             self._changed.clear()
             while cursor < len(self.durable):
-                yield self.durable[cursor]
-                cursor += 1
+                end = len(self.durable) if batches else cursor + 1
+                message = TrainingProgress()
+                message.CopyFrom(self.durable[cursor])
+                message.next.extend(self.durable[cursor + 1 : end])
+                yield message
+                cursor = end
             if self.finished:
                 return
             seen, shown = shown, list(self.shown.values())
@@ -257,7 +261,7 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
     async def WatchTraining(self, request: Any, context: Context) -> AsyncIterator[Any]:
         self.watch_requests.append(request)
         training = self._find(request)
-        async for word in self._stream(training, request.after_index, context):
+        async for word in self._stream(training, request.after_index, request.batches, context):
             yield word
 
     async def CancelTraining(self, request: Any, _context: Context) -> Any:
@@ -295,13 +299,13 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
                 raise self.refusal
             self.trainings[key] = ScriptedTraining(*key, request)
             self.script(self.trainings[key])
-        async for word in self._stream(self.trainings[key], 0, context):
+        async for word in self._stream(self.trainings[key], 0, request.batches, context):
             yield word
 
     async def _stream(
-        self, training: ScriptedTraining, after: int, context: Context
+        self, training: ScriptedTraining, after: int, batches: bool, context: Context
     ) -> AsyncIterator[Any]:
-        words = training.follow(after)
+        words = training.follow(after, batches)
         while True:
             following = asyncio.ensure_future(anext(words, None))
             self._streams.add(following)

@@ -111,6 +111,27 @@ async def test_the_journal_is_read_at_the_readers_pace(
     assert [event.index for event in rest] == list(range(2, 21))
 
 
+async def test_what_is_there_together_comes_in_one_message_where_that_is_asked_for(
+    attempt: AttemptProgress,
+) -> None:
+    many = progress.PAGE_EVENTS + 10
+    for number in range(many):
+        await attempt.publish(warning(f"{number}"))
+    async with aclosing(attempt.follow(0)) as events:
+        singly = await take(events, many)
+    async with aclosing(attempt.follow(0, batches=True)) as events:
+        messages = await take(events, 2)
+        attempt.show(step(1))
+        await attempt.publish(warning("later"))
+        later = (await take(events, 1))[0]
+    assert [len(message.next) for message in messages] == [progress.PAGE_EVENTS - 1, 9]
+    joined = [event for message in messages for event in (message, *message.next)]
+    for event in joined:
+        event.ClearField("next")
+    assert joined == singly
+    assert (later.index, len(later.next)) == (many + 1, 0)
+
+
 async def test_the_fraction_never_goes_back_and_an_eta_ends_with_its_process(
     attempt: AttemptProgress,
 ) -> None:

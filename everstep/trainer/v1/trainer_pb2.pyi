@@ -29,10 +29,15 @@ class StartTrainingRequest(_message.Message):
     OPERATION_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     STRATEGY_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
     """Empty: the trainer makes one; every event carries it."""
     attempt: _builtins.int
     """From 1; 0 means 1."""
+    batches: _builtins.bool
+    """Durable events that are there together come in one message: the later ones
+    in the first one's `next`.
+    """
     @_builtins.property
     def strategy(self) -> _strategy_pb2.TrainingStrategy: ...
     def __init__(
@@ -41,10 +46,11 @@ class StartTrainingRequest(_message.Message):
         operation_id: _builtins.str = ...,
         attempt: _builtins.int = ...,
         strategy: _strategy_pb2.TrainingStrategy | None = ...,
+        batches: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["strategy", b"strategy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "operation_id", b"operation_id", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "batches", b"batches", "operation_id", b"operation_id", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -60,12 +66,15 @@ class ResumeTrainingRequest(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     OVERRIDES_FIELD_NUMBER: _builtins.int
     FORK_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
     attempt: _builtins.int
     fork: _builtins.bool
     """A training of its own that begins with the checkpoint's state: the strategy
     may be another one, as far as the state fits it.
     """
+    batches: _builtins.bool
+    """As in StartTrainingRequest."""
     @_builtins.property
     def strategy(self) -> _strategy_pb2.TrainingStrategy: ...
     @_builtins.property
@@ -81,10 +90,11 @@ class ResumeTrainingRequest(_message.Message):
         checkpoint: _checkpoint_pb2.CheckpointReference | None = ...,
         overrides: _strategy_pb2.StrategyOverrides | None = ...,
         fork: _builtins.bool = ...,
+        batches: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "overrides", b"overrides", "strategy", b"strategy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checkpoint", b"checkpoint", "fork", b"fork", "operation_id", b"operation_id", "overrides", b"overrides", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "batches", b"batches", "checkpoint", b"checkpoint", "fork", b"fork", "operation_id", b"operation_id", "overrides", b"overrides", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -97,19 +107,23 @@ class WatchTrainingRequest(_message.Message):
     OPERATION_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     AFTER_INDEX_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
     attempt: _builtins.int
     after_index: _builtins.int
+    batches: _builtins.bool
+    """As in StartTrainingRequest."""
     def __init__(
         self,
         *,
         operation_id: _builtins.str = ...,
         attempt: _builtins.int = ...,
         after_index: _builtins.int = ...,
+        batches: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_index", b"after_index", "attempt", b"attempt", "operation_id", b"operation_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_index", b"after_index", "attempt", b"attempt", "batches", b"batches", "operation_id", b"operation_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from everstep.training.v1 import checkpoint_pb2 as everstep_dot_training_dot_v1_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#everstep/training/v1/progress.proto\x12\x14\x65verstep.training.v1\x1a%everstep/training/v1/checkpoint.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x07\n\x10TrainingProgress\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05index\x18\x03 \x01(\x04\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x08position\x18\x05 \x01(\x0b\x32&.everstep.training.v1.TrainingPosition\x12\x31\n\x07\x61t_risk\x18\x06 \x01(\x0b\x32 .everstep.training.v1.WorkAtRisk\x12;\n\rphase_changed\x18\n \x01(\x0b\x32\".everstep.training.v1.PhaseChangedH\x00\x12\x39\n\x0cstep_metrics\x18\x0b \x01(\x0b\x32!.everstep.training.v1.StepMetricsH\x00\x12?\n\x0f\x65poch_completed\x18\x0c \x01(\x0b\x32$.everstep.training.v1.EpochCompletedH\x00\x12I\n\x14\x63heckpoint_committed\x18\r \x01(\x0b\x32).everstep.training.v1.CheckpointCommittedH\x00\x12\x45\n\x12\x63heckpoint_delayed\x18\x0e \x01(\x0b\x32\'.everstep.training.v1.CheckpointDelayedH\x00\x12\x45\n\x12training_restarted\x18\x0f \x01(\x0b\x32\'.everstep.training.v1.TrainingRestartedH\x00\x12\x30\n\x07warning\x18\x10 \x01(\x0b\x32\x1d.everstep.training.v1.WarningH\x00\x12\x34\n\tcompleted\x18\x11 \x01(\x0b\x32\x1f.everstep.training.v1.CompletedH\x00\x12.\n\x06\x66\x61iled\x18\x12 \x01(\x0b\x32\x1c.everstep.training.v1.FailedH\x00\x12\x34\n\tcancelled\x18\x13 \x01(\x0b\x32\x1f.everstep.training.v1.CancelledH\x00\x12=\n\x0ephase_progress\x18\x14 \x01(\x0b\x32#.everstep.training.v1.PhaseProgressH\x00\x42\x07\n\x05\x65vent\"\xc0\x01\n\x10TrainingPosition\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x14\n\x0ctotal_epochs\x18\x02 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\r\x12\x19\n\x11\x62\x61tches_per_epoch\x18\x04 \x01(\r\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x06 \x01(\x04\x12\x10\n\x08\x66raction\x18\x07 \x01(\x01\x12\x18\n\x0b\x65ta_seconds\x18\x08 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_eta_seconds\"\xbd\x01\n\nWorkAtRisk\x12\x1e\n\x16steps_since_checkpoint\x18\x01 \x01(\x04\x12 \n\x18seconds_since_checkpoint\x18\x02 \x01(\x01\x12\x1c\n\x14steps_since_snapshot\x18\x03 \x01(\x04\x12\x1e\n\x16seconds_since_snapshot\x18\x04 \x01(\x01\x12\x1a\n\x12upload_lag_seconds\x18\x05 \x01(\x01\x12\x13\n\x0bstall_share\x18\x06 \x01(\x01\"N\n\x0cPhaseChanged\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.everstep.training.v1.Phase\x12\x12\n\nprocess_id\x18\x02 \x01(\x03\"d\n\rPhaseProgress\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.everstep.training.v1.Phase\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\"}\n\x0bStepMetrics\x12\x0c\n\x04loss\x18\x01 \x01(\x01\x12\x15\n\rlearning_rate\x18\x02 \x01(\x01\x12\x1b\n\x13\x65xamples_per_second\x18\x03 \x01(\x01\x12\x1a\n\rgradient_norm\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_gradient_norm\"\xcc\x01\n\x0e\x45pochCompleted\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x42\n\x07metrics\x18\x02 \x03(\x0b\x32\x31.everstep.training.v1.EpochCompleted.MetricsEntry\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x0f\n\x07is_best\x18\x04 \x01(\x08\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"z\n\x13\x43heckpointCommitted\x12\x34\n\ncheckpoint\x18\x01 \x01(\x0b\x32 .everstep.training.v1.Checkpoint\x12\x15\n\rstall_seconds\x18\x02 \x01(\x01\x12\x16\n\x0eupload_seconds\x18\x03 \x01(\x01\"|\n\x11\x43heckpointDelayed\x12\x38\n\x07trigger\x18\x01 \x01(\x0e\x32\'.everstep.training.v1.CheckpointTrigger\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"V\n\x11TrainingRestarted\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\x12\x11\n\tfrom_step\x18\x02 \x01(\x04\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0f\n\x07restart\x18\x04 \x01(\r\":\n\x07Warning\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\x8f\x01\n\rTrainingError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x38\n\nviolations\x18\x03 \x03(\x0b\x32$.everstep.training.v1.FieldViolation\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x13\n\x0brestartable\x18\x05 \x01(\x08\"\xda\x03\n\x0eTrainingResult\x12\x0e\n\x06\x65pochs\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x15\n\rstopped_early\x18\x03 \x01(\x08\x12\x13\n\x0bstop_reason\x18\x04 \x01(\t\x12\x42\n\x07metrics\x18\x05 \x03(\x0b\x32\x31.everstep.training.v1.TrainingResult.MetricsEntry\x12\x0f\n\x07monitor\x18\x06 \x01(\t\x12\x17\n\nbest_value\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nbest_epoch\x18\x08 \x01(\rH\x01\x88\x01\x01\x12\x42\n\x07\x64igests\x18\t \x03(\x0b\x32\x31.everstep.training.v1.TrainingResult.DigestsEntry\x12\x34\n\ncheckpoint\x18\n \x01(\x0b\x32 .everstep.training.v1.Checkpoint\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a.\n\x0c\x44igestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\r\n\x0b_best_valueB\r\n\x0b_best_epoch\"A\n\tCompleted\x12\x34\n\x06result\x18\x01 \x01(\x0b\x32$.everstep.training.v1.TrainingResult\"r\n\x06\x46\x61iled\x12\x32\n\x05\x65rror\x18\x01 \x01(\x0b\x32#.everstep.training.v1.TrainingError\x12\x34\n\ncheckpoint\x18\x02 \x01(\x0b\x32 .everstep.training.v1.Checkpoint\"A\n\tCancelled\x12\x34\n\ncheckpoint\x18\x01 \x01(\x0b\x32 .everstep.training.v1.Checkpoint*\x87\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x13\n\x0fPHASE_PREPARING\x10\x01\x12\x13\n\x0fPHASE_RESTORING\x10\x02\x12\x12\n\x0ePHASE_TRAINING\x10\x03\x12\x14\n\x10PHASE_EVALUATING\x10\x04\x12\x13\n\x0fPHASE_FINISHING\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#everstep/training/v1/progress.proto\x12\x14\x65verstep.training.v1\x1a%everstep/training/v1/checkpoint.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbd\x07\n\x10TrainingProgress\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05index\x18\x03 \x01(\x04\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x08position\x18\x05 \x01(\x0b\x32&.everstep.training.v1.TrainingPosition\x12\x31\n\x07\x61t_risk\x18\x06 \x01(\x0b\x32 .everstep.training.v1.WorkAtRisk\x12\x34\n\x04next\x18\x07 \x03(\x0b\x32&.everstep.training.v1.TrainingProgress\x12;\n\rphase_changed\x18\n \x01(\x0b\x32\".everstep.training.v1.PhaseChangedH\x00\x12\x39\n\x0cstep_metrics\x18\x0b \x01(\x0b\x32!.everstep.training.v1.StepMetricsH\x00\x12?\n\x0f\x65poch_completed\x18\x0c \x01(\x0b\x32$.everstep.training.v1.EpochCompletedH\x00\x12I\n\x14\x63heckpoint_committed\x18\r \x01(\x0b\x32).everstep.training.v1.CheckpointCommittedH\x00\x12\x45\n\x12\x63heckpoint_delayed\x18\x0e \x01(\x0b\x32\'.everstep.training.v1.CheckpointDelayedH\x00\x12\x45\n\x12training_restarted\x18\x0f \x01(\x0b\x32\'.everstep.training.v1.TrainingRestartedH\x00\x12\x30\n\x07warning\x18\x10 \x01(\x0b\x32\x1d.everstep.training.v1.WarningH\x00\x12\x34\n\tcompleted\x18\x11 \x01(\x0b\x32\x1f.everstep.training.v1.CompletedH\x00\x12.\n\x06\x66\x61iled\x18\x12 \x01(\x0b\x32\x1c.everstep.training.v1.FailedH\x00\x12\x34\n\tcancelled\x18\x13 \x01(\x0b\x32\x1f.everstep.training.v1.CancelledH\x00\x12=\n\x0ephase_progress\x18\x14 \x01(\x0b\x32#.everstep.training.v1.PhaseProgressH\x00\x42\x07\n\x05\x65vent\"\xc0\x01\n\x10TrainingPosition\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x14\n\x0ctotal_epochs\x18\x02 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x03 \x01(\r\x12\x19\n\x11\x62\x61tches_per_epoch\x18\x04 \x01(\r\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x06 \x01(\x04\x12\x10\n\x08\x66raction\x18\x07 \x01(\x01\x12\x18\n\x0b\x65ta_seconds\x18\x08 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_eta_seconds\"\xbd\x01\n\nWorkAtRisk\x12\x1e\n\x16steps_since_checkpoint\x18\x01 \x01(\x04\x12 \n\x18seconds_since_checkpoint\x18\x02 \x01(\x01\x12\x1c\n\x14steps_since_snapshot\x18\x03 \x01(\x04\x12\x1e\n\x16seconds_since_snapshot\x18\x04 \x01(\x01\x12\x1a\n\x12upload_lag_seconds\x18\x05 \x01(\x01\x12\x13\n\x0bstall_share\x18\x06 \x01(\x01\"N\n\x0cPhaseChanged\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.everstep.training.v1.Phase\x12\x12\n\nprocess_id\x18\x02 \x01(\x03\"d\n\rPhaseProgress\x12*\n\x05phase\x18\x01 \x01(\x0e\x32\x1b.everstep.training.v1.Phase\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\"}\n\x0bStepMetrics\x12\x0c\n\x04loss\x18\x01 \x01(\x01\x12\x15\n\rlearning_rate\x18\x02 \x01(\x01\x12\x1b\n\x13\x65xamples_per_second\x18\x03 \x01(\x01\x12\x1a\n\rgradient_norm\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_gradient_norm\"\xcc\x01\n\x0e\x45pochCompleted\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x42\n\x07metrics\x18\x02 \x03(\x0b\x32\x31.everstep.training.v1.EpochCompleted.MetricsEntry\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x0f\n\x07is_best\x18\x04 \x01(\x08\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"z\n\x13\x43heckpointCommitted\x12\x34\n\ncheckpoint\x18\x01 \x01(\x0b\x32 .everstep.training.v1.Checkpoint\x12\x15\n\rstall_seconds\x18\x02 \x01(\x01\x12\x16\n\x0eupload_seconds\x18\x03 \x01(\x01\"|\n\x11\x43heckpointDelayed\x12\x38\n\x07trigger\x18\x01 \x01(\x0e\x32\'.everstep.training.v1.CheckpointTrigger\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"V\n\x11TrainingRestarted\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\x12\x11\n\tfrom_step\x18\x02 \x01(\x04\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x0f\n\x07restart\x18\x04 \x01(\r\":\n\x07Warning\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\x8f\x01\n\rTrainingError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x38\n\nviolations\x18\x03 \x03(\x0b\x32$.everstep.training.v1.FieldViolation\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x13\n\x0brestartable\x18\x05 \x01(\x08\"\xda\x03\n\x0eTrainingResult\x12\x0e\n\x06\x65pochs\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\x04\x12\x15\n\rstopped_early\x18\x03 \x01(\x08\x12\x13\n\x0bstop_reason\x18\x04 \x01(\t\x12\x42\n\x07metrics\x18\x05 \x03(\x0b\x32\x31.everstep.training.v1.TrainingResult.MetricsEntry\x12\x0f\n\x07monitor\x18\x06 \x01(\t\x12\x17\n\nbest_value\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nbest_epoch\x18\x08 \x01(\rH\x01\x88\x01\x01\x12\x42\n\x07\x64igests\x18\t \x03(\x0b\x32\x31.everstep.training.v1.TrainingResult.DigestsEntry\x12\x34\n\ncheckpoint\x18\n \x01(\x0b\x32 .everstep.training.v1.Checkpoint\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a.\n\x0c\x44igestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\r\n\x0b_best_valueB\r\n\x0b_best_epoch\"A\n\tCompleted\x12\x34\n\x06result\x18\x01 \x01(\x0b\x32$.everstep.training.v1.TrainingResult\"r\n\x06\x46\x61iled\x12\x32\n\x05\x65rror\x18\x01 \x01(\x0b\x32#.everstep.training.v1.TrainingError\x12\x34\n\ncheckpoint\x18\x02 \x01(\x0b\x32 .everstep.training.v1.Checkpoint\"A\n\tCancelled\x12\x34\n\ncheckpoint\x18\x01 \x01(\x0b\x32 .everstep.training.v1.Checkpoint*\x87\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x13\n\x0fPHASE_PREPARING\x10\x01\x12\x13\n\x0fPHASE_RESTORING\x10\x02\x12\x12\n\x0ePHASE_TRAINING\x10\x03\x12\x14\n\x10PHASE_EVALUATING\x10\x04\x12\x13\n\x0fPHASE_FINISHING\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,46 +39,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAININGRESULT_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_TRAININGRESULT_DIGESTSENTRY']._loaded_options = None
   _globals['_TRAININGRESULT_DIGESTSENTRY']._serialized_options = b'8\001'
-  _globals['_PHASE']._serialized_start=3268
-  _globals['_PHASE']._serialized_end=3403
+  _globals['_PHASE']._serialized_start=3322
+  _globals['_PHASE']._serialized_end=3457
   _globals['_TRAININGPROGRESS']._serialized_start=134
-  _globals['_TRAININGPROGRESS']._serialized_end=1037
-  _globals['_TRAININGPOSITION']._serialized_start=1040
-  _globals['_TRAININGPOSITION']._serialized_end=1232
-  _globals['_WORKATRISK']._serialized_start=1235
-  _globals['_WORKATRISK']._serialized_end=1424
-  _globals['_PHASECHANGED']._serialized_start=1426
-  _globals['_PHASECHANGED']._serialized_end=1504
-  _globals['_PHASEPROGRESS']._serialized_start=1506
-  _globals['_PHASEPROGRESS']._serialized_end=1606
-  _globals['_STEPMETRICS']._serialized_start=1608
-  _globals['_STEPMETRICS']._serialized_end=1733
-  _globals['_EPOCHCOMPLETED']._serialized_start=1736
-  _globals['_EPOCHCOMPLETED']._serialized_end=1940
-  _globals['_EPOCHCOMPLETED_METRICSENTRY']._serialized_start=1894
-  _globals['_EPOCHCOMPLETED_METRICSENTRY']._serialized_end=1940
-  _globals['_CHECKPOINTCOMMITTED']._serialized_start=1942
-  _globals['_CHECKPOINTCOMMITTED']._serialized_end=2064
-  _globals['_CHECKPOINTDELAYED']._serialized_start=2066
-  _globals['_CHECKPOINTDELAYED']._serialized_end=2190
-  _globals['_TRAININGRESTARTED']._serialized_start=2192
-  _globals['_TRAININGRESTARTED']._serialized_end=2278
-  _globals['_WARNING']._serialized_start=2280
-  _globals['_WARNING']._serialized_end=2338
-  _globals['_FIELDVIOLATION']._serialized_start=2340
-  _globals['_FIELDVIOLATION']._serialized_end=2392
-  _globals['_TRAININGERROR']._serialized_start=2395
-  _globals['_TRAININGERROR']._serialized_end=2538
-  _globals['_TRAININGRESULT']._serialized_start=2541
-  _globals['_TRAININGRESULT']._serialized_end=3015
-  _globals['_TRAININGRESULT_METRICSENTRY']._serialized_start=1894
-  _globals['_TRAININGRESULT_METRICSENTRY']._serialized_end=1940
-  _globals['_TRAININGRESULT_DIGESTSENTRY']._serialized_start=2939
-  _globals['_TRAININGRESULT_DIGESTSENTRY']._serialized_end=2985
-  _globals['_COMPLETED']._serialized_start=3017
-  _globals['_COMPLETED']._serialized_end=3082
-  _globals['_FAILED']._serialized_start=3084
-  _globals['_FAILED']._serialized_end=3198
-  _globals['_CANCELLED']._serialized_start=3200
-  _globals['_CANCELLED']._serialized_end=3265
+  _globals['_TRAININGPROGRESS']._serialized_end=1091
+  _globals['_TRAININGPOSITION']._serialized_start=1094
+  _globals['_TRAININGPOSITION']._serialized_end=1286
+  _globals['_WORKATRISK']._serialized_start=1289
+  _globals['_WORKATRISK']._serialized_end=1478
+  _globals['_PHASECHANGED']._serialized_start=1480
+  _globals['_PHASECHANGED']._serialized_end=1558
+  _globals['_PHASEPROGRESS']._serialized_start=1560
+  _globals['_PHASEPROGRESS']._serialized_end=1660
+  _globals['_STEPMETRICS']._serialized_start=1662
+  _globals['_STEPMETRICS']._serialized_end=1787
+  _globals['_EPOCHCOMPLETED']._serialized_start=1790
+  _globals['_EPOCHCOMPLETED']._serialized_end=1994
+  _globals['_EPOCHCOMPLETED_METRICSENTRY']._serialized_start=1948
+  _globals['_EPOCHCOMPLETED_METRICSENTRY']._serialized_end=1994
+  _globals['_CHECKPOINTCOMMITTED']._serialized_start=1996
+  _globals['_CHECKPOINTCOMMITTED']._serialized_end=2118
+  _globals['_CHECKPOINTDELAYED']._serialized_start=2120
+  _globals['_CHECKPOINTDELAYED']._serialized_end=2244
+  _globals['_TRAININGRESTARTED']._serialized_start=2246
+  _globals['_TRAININGRESTARTED']._serialized_end=2332
+  _globals['_WARNING']._serialized_start=2334
+  _globals['_WARNING']._serialized_end=2392
+  _globals['_FIELDVIOLATION']._serialized_start=2394
+  _globals['_FIELDVIOLATION']._serialized_end=2446
+  _globals['_TRAININGERROR']._serialized_start=2449
+  _globals['_TRAININGERROR']._serialized_end=2592
+  _globals['_TRAININGRESULT']._serialized_start=2595
+  _globals['_TRAININGRESULT']._serialized_end=3069
+  _globals['_TRAININGRESULT_METRICSENTRY']._serialized_start=1948
+  _globals['_TRAININGRESULT_METRICSENTRY']._serialized_end=1994
+  _globals['_TRAININGRESULT_DIGESTSENTRY']._serialized_start=2993
+  _globals['_TRAININGRESULT_DIGESTSENTRY']._serialized_end=3039
+  _globals['_COMPLETED']._serialized_start=3071
+  _globals['_COMPLETED']._serialized_end=3136
+  _globals['_FAILED']._serialized_start=3138
+  _globals['_FAILED']._serialized_end=3252
+  _globals['_CANCELLED']._serialized_start=3254
+  _globals['_CANCELLED']._serialized_end=3319
 # @@protoc_insertion_point(module_scope)

@@ -70,6 +70,7 @@ class TrainingProgress(_message.Message):
     TIME_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     AT_RISK_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
     PHASE_CHANGED_FIELD_NUMBER: _builtins.int
     STEP_METRICS_FIELD_NUMBER: _builtins.int
     EPOCH_COMPLETED_FIELD_NUMBER: _builtins.int
@@ -92,6 +93,12 @@ class TrainingProgress(_message.Message):
     @_builtins.property
     def at_risk(self) -> Global___WorkAtRisk:
         """Unset before the first step."""
+
+    @_builtins.property
+    def next(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainingProgress]:
+        """Events that follow this one and were there with it, in order; they have none
+        of their own. Only for a caller that asked for it (`batches`).
+        """
 
     @_builtins.property
     def phase_changed(self) -> Global___PhaseChanged: ...
@@ -124,6 +131,7 @@ class TrainingProgress(_message.Message):
         time: _timestamp_pb2.Timestamp | None = ...,
         position: Global___TrainingPosition | None = ...,
         at_risk: Global___WorkAtRisk | None = ...,
+        next: _abc.Iterable[Global___TrainingProgress] | None = ...,
         phase_changed: Global___PhaseChanged | None = ...,
         step_metrics: Global___StepMetrics | None = ...,
         epoch_completed: Global___EpochCompleted | None = ...,
@@ -138,7 +146,7 @@ class TrainingProgress(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at_risk", b"at_risk", "cancelled", b"cancelled", "checkpoint_committed", b"checkpoint_committed", "checkpoint_delayed", b"checkpoint_delayed", "completed", b"completed", "epoch_completed", b"epoch_completed", "event", b"event", "failed", b"failed", "phase_changed", b"phase_changed", "phase_progress", b"phase_progress", "position", b"position", "step_metrics", b"step_metrics", "time", b"time", "training_restarted", b"training_restarted", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_risk", b"at_risk", "attempt", b"attempt", "cancelled", b"cancelled", "checkpoint_committed", b"checkpoint_committed", "checkpoint_delayed", b"checkpoint_delayed", "completed", b"completed", "epoch_completed", b"epoch_completed", "event", b"event", "failed", b"failed", "index", b"index", "operation_id", b"operation_id", "phase_changed", b"phase_changed", "phase_progress", b"phase_progress", "position", b"position", "step_metrics", b"step_metrics", "time", b"time", "training_restarted", b"training_restarted", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_risk", b"at_risk", "attempt", b"attempt", "cancelled", b"cancelled", "checkpoint_committed", b"checkpoint_committed", "checkpoint_delayed", b"checkpoint_delayed", "completed", b"completed", "epoch_completed", b"epoch_completed", "event", b"event", "failed", b"failed", "index", b"index", "next", b"next", "operation_id", b"operation_id", "phase_changed", b"phase_changed", "phase_progress", b"phase_progress", "position", b"position", "step_metrics", b"step_metrics", "time", b"time", "training_restarted", b"training_restarted", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["phase_changed", "step_metrics", "epoch_completed", "checkpoint_committed", "checkpoint_delayed", "training_restarted", "warning", "completed", "failed", "cancelled", "phase_progress"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
