@@ -13,7 +13,7 @@ import grpc
 import structlog
 from sqlalchemy import Connection
 
-from control_plane.cancellation import CancellationRelay
+from control_plane.stop_relay import StopRelay
 from control_plane.database import attempts, operations, trainers
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.operations import OperationRecord
@@ -110,7 +110,7 @@ class AttemptFollower:
 
     async def run(self) -> None:
         """Returns when the attempt is over, or another one has taken its place."""
-        relay = CancellationRelay(
+        relay = StopRelay(
             self._operation_id, self._number, self._parts.database, self._parts.channels
         )
         relaying = asyncio.create_task(relay.run())
