@@ -89,9 +89,7 @@ class _Beginner:
 
     def begin(self, operation: OperationRecord, trainer: TrainerRecord) -> None:
         """One more training is on the trainer."""
-        number = _begin_attempt(
-            self._connection, operation, trainer, self._owner, self._lease_time
-        )
+        number = _begin_attempt(self._connection, operation, trainer, self._owner, self._lease_time)
         if operation.moving_to:
             self._pool.give_back(operation.moving_to)
         self._pool.take(trainer.trainer_id)
@@ -110,13 +108,11 @@ def _begin_moved(connection: Connection, pool: TrainerPool, beginning: _Beginner
         if trainer is None:
             operations.set_values(connection, operation.operation_id, moving_to="")
             pool.give_back(operation.moving_to)
-        else:
+        elif not pool.refuses(trainer):
             beginning.begin(operation, trainer)
 
 
-def _begin_next(
-    connection: Connection, pool: TrainerPool, beginning: _Beginner, now: int
-) -> bool:
+def _begin_next(connection: Connection, pool: TrainerPool, beginning: _Beginner, now: int) -> bool:
     """Begins the first that can run, as many as there is room for; False when there are none."""
     runnable = dict(
         islice(

@@ -13,7 +13,6 @@ import grpc
 import structlog
 from sqlalchemy import Connection
 
-from control_plane.stop_relay import StopRelay
 from control_plane.database import attempts, operations, trainers
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.operations import OperationRecord
@@ -23,6 +22,7 @@ from control_plane.event_log import EventLog
 from control_plane.leases import TrainerLeases
 from control_plane.progress_stream import ProgressStream
 from control_plane.states import ATTEMPT_STATES, State
+from control_plane.stop_relay import StopRelay
 from control_plane.trainer_channels import TrainerChannels
 from everstep.errors import EverstepError, Reason
 from everstep.rpc.status import error_from_call

@@ -97,7 +97,11 @@ class TrainerPool:
 
     def has_room(self, trainer: TrainerRecord) -> bool:
         """Whether a trainer may take one more."""
-        return trainer.trainer_id not in self._full and self.free(trainer) > 0
+        return not self.refuses(trainer) and self.free(trainer) > 0
+
+    def refuses(self, trainer: TrainerRecord) -> bool:
+        """Whether a trainer said that it is full, whatever the load here is."""
+        return trainer.trainer_id in self._full
 
     def any_room(self) -> bool:
         """Whether there is room anywhere."""

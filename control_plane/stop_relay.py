@@ -67,10 +67,10 @@ class StopRelay:
         while True:
             try:
                 wish = await self._database.read(_read_wish, self._operation_id, self._number)
-                if wish is not None:
-                    if heard != wish.stop or time.monotonic() - heard_at >= REPEAT_SECONDS:
-                        await self._say(wish)
-                        heard, heard_at = wish.stop, time.monotonic()
+                due = time.monotonic() - heard_at >= REPEAT_SECONDS
+                if wish is not None and (due or heard is not wish.stop):
+                    await self._say(wish)
+                    heard, heard_at = wish.stop, time.monotonic()
             except grpc.aio.AioRpcError as failure:
                 _log.info(
                     "trainer has not heard yet that a training is to stop",

@@ -1,4 +1,4 @@
-"""What an operation in the queue waits for: told when it is asked, from the trainers as they are."""
+"""What an operation in the queue waits for: told when asked, from the trainers there are."""
 
 from __future__ import annotations
 

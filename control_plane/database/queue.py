@@ -58,9 +58,9 @@ def demands(connection: Connection, state: str, now: int) -> list[DemandRecord]:
     rows = connection.execute(
         select(operations.c.demand, operations.c.trainer_labels, attempts.c.environment)
         .select_from(
-            heads.join(
-                operations, operations.c.operation_id == heads.c.operation_id
-            ).outerjoin(attempts, newest_attempt)
+            heads.join(operations, operations.c.operation_id == heads.c.operation_id).outerjoin(
+                attempts, newest_attempt
+            )
         )
         .order_by(heads.c.queue_time)
     )
@@ -84,9 +84,7 @@ def next_ids(
     return [row.operation_id for row in rows]
 
 
-def lock(
-    connection: Connection, state: str, operation_ids: Sequence[str]
-) -> list[OperationRecord]:
+def lock(connection: Connection, state: str, operation_ids: Sequence[str]) -> list[OperationRecord]:
     """Those of the operations that are in a state, in order, locked; those locked elsewhere not."""
     rows = connection.execute(
         select(operations)
