@@ -9,7 +9,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from control_plane import times
+from control_plane import moves, times
 from control_plane.attempt_ends import AttemptEnd, next_readable
 from control_plane.database import attempts, checkpoints, operations, queue
 from control_plane.database.attempts import AttemptRecord
@@ -38,6 +38,15 @@ class Assigned:
 
 
 @dataclass(frozen=True)
+class Round:
+    """What a round decided."""
+
+    begun: list[Assigned]
+    #: Operations that are to be handed over from now on.
+    moving: list[str]
+
+
+@dataclass(frozen=True)
 class Beginning:
     """Where an attempt begins."""
 
@@ -48,9 +57,10 @@ class Beginning:
 
 def assign_round(
     connection: Connection, owner: str, lease_seconds: float, full: frozenset[str]
-) -> list[Assigned]:
+) -> Round:
     """Gives operations to trainers, as new attempts: in the queue's order those that can run now.
 
+    Room goes to what drained trainers run first, then to what they handed over, then to the queue.
     What it costs goes with the trainers and with what is given, and hardly with the queue: of
     operations that ask the same of a trainer, none is looked at when none of them can run.
 
@@ -61,18 +71,19 @@ def assign_round(
         full: Trainers that have no room though this database thinks so.
 
     Returns:
-        What was begun, at most `AT_A_TIME`; nothing when nothing can be given now.
+        What was begun, about `AT_A_TIME` at most; nothing when nothing can be given now.
     """
     now = times.now()
-    if not queue.any_due(connection, State.PENDING, now):
-        return []
+    if not moves.wanted(connection) and not queue.any_due(connection, State.PENDING, now):
+        return Round([], [])
     pool = read_pool(connection, full, lock=True)
+    moving = moves.plan_moves(connection, pool)
     beginning = _Beginner(connection, pool, owner, times.after(lease_seconds))
     _begin_moved(connection, pool, beginning)
     while pool.any_room() and len(beginning.begun) < AT_A_TIME:
         if not _begin_next(connection, pool, beginning, now):
             break
-    return beginning.begun
+    return Round(beginning.begun, moving)
 
 
 class _Beginner:

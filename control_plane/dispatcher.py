@@ -11,7 +11,7 @@ import grpc
 import structlog
 from sqlalchemy import Connection
 
-from control_plane import moves, times
+from control_plane import times
 from control_plane.assignment import assign_round
 from control_plane.attempt_follower import AttemptFollower, FollowerParts
 from control_plane.checkpoints import Checkpoints
@@ -89,7 +89,6 @@ class Dispatcher:
             for step in (
                 self._take_over,
                 self._ask_full_trainers,
-                self._move,
                 self._assign,
                 self._forget,
             ):
@@ -159,19 +158,18 @@ class Dispatcher:
             if await self._database.read(_owner_of, operation_id) not in ("", self._owner):
                 self._followers[operation_id].cancel()
 
-    async def _move(self) -> None:
-        """Finds places for what runs on drained trainers."""
-        if await self._database.read(moves.wanted):
-            for operation_id in await self._database.write(moves.plan_moves, self._full.ids):
-                self._parts.log.wake(operation_id)
-
     async def _assign(self) -> None:
-        while assigned := await self._database.write(
-            assign_round, self._owner, self._lease_seconds, self._full.ids
-        ):
-            for each in assigned:
+        begun = True
+        while begun:
+            decided = await self._database.write(
+                assign_round, self._owner, self._lease_seconds, self._full.ids
+            )
+            for operation_id in decided.moving:
+                self._parts.log.wake(operation_id)
+            for each in decided.begun:
                 self._parts.log.wake(each.operation_id)
                 self._follow(each.operation_id, each.attempt)
+            begun = bool(decided.begun)
 
     async def _ask_full_trainers(self) -> None:
         """A trainer that refused for want of room is given work again once it has some."""

@@ -10,7 +10,7 @@ from control_plane import times
 from control_plane.database import attempts, events, operations, queue, trainers
 from control_plane.database.operations import OperationRecord
 from control_plane.database.trainers import TrainerRecord
-from control_plane.placement import Demand, TrainerPool, read_pool
+from control_plane.placement import Demand, TrainerPool
 from control_plane.states import State
 from control_plane.transitions import note_event
 
@@ -24,20 +24,19 @@ def wanted(connection: Connection) -> bool:
     )
 
 
-def plan_moves(connection: Connection, full: frozenset[str]) -> list[str]:
+def plan_moves(connection: Connection, pool: TrainerPool) -> list[str]:
     """Finds places for what drained trainers run, and keeps them; the trainers are then told.
 
     A training stays where it is until a trainer in the same environment has room for it: it is
     never stopped in order to wait. What moves was ahead of the queue already, and so it is again.
 
     Args:
-        connection: Of the transaction.
-        full: Trainers that have no room though this database thinks so.
+        connection: Of the transaction, in which the pool was locked.
+        pool: The trainers; it knows of the room that is kept afterwards.
 
     Returns:
         The operations that move from now on; their logs say so.
     """
-    pool = read_pool(connection, full, lock=True)
     _give_up_lost_places(connection, pool)
     moved = []
     leaving = _leaving(pool.known, times.now())

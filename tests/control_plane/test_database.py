@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text, update
 
 from control_plane import times
-from control_plane.assignment import assign_next
+from control_plane.assignment import Assigned, assign_round
 from control_plane.attempt_log import store_end, store_words
 from control_plane.database import attempts, events, operations, schema, trainers
 from control_plane.database.session import Database
@@ -40,13 +40,26 @@ async def create(database: Database) -> str:
     return (await service.create(CreateOperationRequest(strategy=strategy()))).operation_id
 
 
+async def register(database: Database, trainer_id: str, capacity: int) -> None:
+    await database.write(
+        trainers.register,
+        trainer_id,
+        "127.0.0.1:1",
+        capacity,
+        b"",
+        times.after(60),
+        False,
+        "{}",
+        times.now(),
+    )
+
+
 async def running(database: Database) -> str:
     """An operation with an open attempt on a registered trainer."""
     operation_id = await create(database)
-    await database.write(
-        trainers.register, "trainer-1", "127.0.0.1:1", 8, b"", times.after(60), False
-    )
-    assert await database.write(assign_next, "test", 60.0, frozenset()) == operation_id
+    await register(database, "trainer-1", capacity=8)
+    decided = await database.write(assign_round, "test", 60.0, frozenset())
+    assert decided.begun == [Assigned(operation_id, 1)]
     return operation_id
 
 
@@ -222,30 +235,22 @@ async def test_words_of_an_attempt_that_is_over_are_refused_with_one_note(
 async def test_two_control_planes_assign_each_operation_once(database: Database) -> None:
     ids = [await create(database) for _ in range(12)]
     for number in range(3):
-        await database.write(
-            trainers.register,
-            f"trainer-{number}",
-            f"127.0.0.1:{number + 1}",
-            2,
-            b"",
-            times.after(60),
-            False,
-        )
+        await register(database, f"trainer-{number}", capacity=2)
     other = Database(database._engine.url.render_as_string(hide_password=False))
     assigned = await asyncio.gather(
         *(
-            each.write(assign_next, name, 60.0, frozenset[str]())
+            each.write(assign_round, name, 60.0, frozenset[str]())
             for _ in range(10)
             for each, name in ((database, "one"), (other, "two"))
         )
     )
     other.close()
-    given = [operation_id for operation_id in assigned if operation_id is not None]
+    given = [each.operation_id for decided in assigned for each in decided.begun]
     # On Postgres a round may find a queue that another one holds; nothing is given twice.
     assert len(given) == len(set(given)) <= 6
     load = await database.read(attempts.open_by_trainer)
-    assert all(len(operation_ids) <= 2 for operation_ids in load.values())
-    while await database.write(assign_next, "one", 60.0, frozenset[str]()) is not None:
+    assert all(len(running) <= 2 for running in load.values())
+    while (await database.write(assign_round, "one", 60.0, frozenset[str]())).begun:
         pass
     load = await database.read(attempts.open_by_trainer)
     assert {trainer_id: len(each) for trainer_id, each in load.items()} == {
@@ -253,7 +258,7 @@ async def test_two_control_planes_assign_each_operation_once(database: Database)
         "trainer-1": 2,
         "trainer-2": 2,
     }
-    assert {each for given in load.values() for each in given} <= set(ids)
+    assert {each.operation_id for running in load.values() for each in running} <= set(ids)
 
 
 async def test_another_control_plane_takes_over_when_the_lease_of_the_first_has_ended(
