@@ -104,7 +104,6 @@ async def test_those_that_ask_different_things_run_in_the_order_of_the_queue(
     wanted = [{"gpu": "h100"}, {}, {"gpu": "a100"}, {"gpu": "h100"}, {}, {"gpu": "h100"}]
     ids = [await create(database, trainer_labels=labels) for labels in wanted]
     begun = (await decide(database)).begun
-    # The second went to the one with most room; that it has a GPU is not held against it.
     assert [each.operation_id for each in begun] == [ids[0], ids[1], ids[3]]
     assert not (await decide(database)).begun
 

@@ -197,6 +197,40 @@ def test_detach_watch_cancel_resume_pull_and_diff(
     assert "trainer-1" in everstep("trainers").stdout
 
 
+def test_place_and_trainer_are_chosen_and_shown(
+    control_plane: ServiceProcess, everstep: Everstep, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.yaml"
+    path.write_text(yaml.safe_dump(strategy_content(digits(epochs=300))))
+    running = everstep("train", str(path), "--name", "long one", "-d").stdout.strip()
+    waiting = everstep("train", str(path), "-d", "--priority", "-7", "--on", "gpu=h100")
+    waits = waiting.stdout.strip()
+    shown = everstep("show", waits).stdout
+    assert re.search(r"priority +-7", shown)
+    assert re.search(r"only on +gpu=h100", shown)
+    assert re.search(r"waits for +a trainer with gpu=h100: none is registered", shown)
+    assert everstep("update", waits, "--priority", "8").stdout == f"{waits} has priority 8\n"
+    everstep("update", waits, "--priority", "101", code=2)
+    everstep("train", str(path), "--on", "gpu", code=2)
+    [row] = [line for line in everstep("ops").stdout.splitlines() if line.startswith(waits)]
+    assert re.search(r"pending +8 ", row)
+    everstep("cancel", waits)
+
+    def trainer() -> dict[str, Any]:
+        return json.loads(everstep("trainers", "-o", "json").stdout)
+
+    wait_for(lambda: trainer().get("running"), "the training to run")
+    [attempt] = trainer()["running"]
+    assert (attempt["operation_id"], attempt["attempt"]) == (running, 1)
+    listed = everstep("trainers").stdout
+    assert re.search(r"trainer-1 +alive +1/1 ", listed)
+    assert re.search(rf"trainer-1 +{running} +long one +1 ", listed)
+    assert everstep("trainers", "drain", "trainer-1").stdout == "trainer-1 draining\n"
+    assert everstep("trainers", "drain", "trainer-1", "--undo").stdout == "trainer-1 alive\n"
+    assert "TRAINER_NOT_FOUND" in everstep("trainers", "drain", "nobody", code=3).stderr
+    everstep("cancel", running, "--discard")
+
+
 class LosesTheInterrupt:
     """Ctrl-C comes in a finaliser, out of which no exception can get."""
 
