@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from everstep.calls import requests
+from everstep.calls.connection import Connection
 from everstep.cli.console import (
     Address,
     Output,
@@ -20,6 +22,9 @@ from everstep.cli.console import (
     print_rows,
 )
 from everstep.control.v1.trainers_pb2 import RunningAttempt, Trainer
+
+#: Between looks at a trainer that is being emptied.
+LOOK_SECONDS: Final = 0.5
 
 app = typer.Typer(invoke_without_command=True)
 
@@ -50,12 +55,16 @@ def list_trainers(
 def drain(
     trainer: Annotated[str, typer.Argument(metavar="TRAINER")],
     undo: Annotated[bool, typer.Option("--undo", help="Give it work again.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Until it runs nothing.")] = False,
     address: Address = "",
     output: Output = OutputFormat.TABLE,
 ) -> None:
     """Give a trainer no new work, and move what it runs to others."""
     with connect(address) as connection:
         drained = connection.ask(requests.drain_trainer(trainer, undo=undo))
+        while wait and not undo and drained.running:
+            time.sleep(LOOK_SECONDS)
+            drained = _find(connection, trainer)
     if output is OutputFormat.JSON:
         print_json(drained)
         return
@@ -65,6 +74,11 @@ def drain(
             f"  it runs {len(drained.running)}; each moves as soon as a trainer alike has room: "
             "everstep trainers"
         )
+
+
+def _find(connection: Connection, trainer_id: str) -> Trainer:
+    found = connection.ask(requests.list_trainers()).trainers
+    return next(trainer for trainer in found if trainer.trainer_id == trainer_id)
 
 
 def _print_trainers(trainers: Sequence[Trainer]) -> None:

@@ -197,9 +197,7 @@ def test_detach_watch_cancel_resume_pull_and_diff(
     assert "trainer-1" in everstep("trainers").stdout
 
 
-def test_place_and_trainer_are_chosen_and_shown(
-    control_plane: ServiceProcess, everstep: Everstep, tmp_path: Path
-) -> None:
+def test_place_and_trainer_are_chosen_and_shown(everstep: Everstep, tmp_path: Path) -> None:
     path = tmp_path / "long.yaml"
     path.write_text(yaml.safe_dump(strategy_content(digits(epochs=300))))
     running = everstep("train", str(path), "--name", "long one", "-d").stdout.strip()

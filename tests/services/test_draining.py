@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from everstep.control.v1.operations_pb2 import OPERATION_STATE_COMPLETED
 from everstep.control.v1.trainers_pb2 import (
@@ -13,10 +14,11 @@ from everstep.control.v1.trainers_pb2 import (
 from tests.services.processes import ServiceProcess, wait_for
 from tests.services.stack import Stack
 from tests.services.strategies import digits
+from tests.services.test_command_line import runner
 
 
 def test_draining_moves_a_training_that_repeats_no_step(
-    stack: Stack, make_trainer: Callable[..., ServiceProcess]
+    stack: Stack, make_trainer: Callable[..., ServiceProcess], tmp_path: Path
 ) -> None:
     strategy = digits(epochs=6, checkpoint={"every_steps": 0, "every_epochs": 0})
     reference = stack.train(strategy)
@@ -34,7 +36,9 @@ def test_draining_moves_a_training_that_repeats_no_step(
 
     second = wait_for(lambda: trainers().get("trainer-2"), "the second trainer")
     assert dict(second.labels) == {"site": "lab", "kind": "spare"}
-    stack.trainers.DrainTrainer(DrainTrainerRequest(trainer_id="trainer-1"), timeout=10)
+    everstep = runner(stack.control_plane, tmp_path)
+    everstep("trainers", "drain", "trainer-1", "--wait")
+    assert not trainers()["trainer-1"].running
     completed = stack.finished(operation_id)
     assert completed.state == OPERATION_STATE_COMPLETED, completed
     assert [(attempt.trainer_id, attempt.end) for attempt in completed.attempts] == [
