@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -29,17 +28,11 @@ from everstep.cli.console import OutputFormat
 from everstep.cli.train import follow
 from everstep.control.v1.operations_pb2 import OperationEvent
 from everstep.strategy import read_strategy, strategy_content
+from tests.services.commands import EVERSTEP, Everstep, environment, runner
 from tests.services.processes import PATIENCE_SECONDS, ServiceProcess, wait_for
 from tests.services.strategies import digits
 
-EVERSTEP = [str(Path(sys.executable).parent / "everstep")]
 KEYS = ("ACCESS_KEY", "SECRET_KEY")
-Everstep = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def environment(address: str) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("EVERSTEP_")}
-    return {**inherited, "EVERSTEP_ADDRESS": address, "COLUMNS": "200"}
 
 
 @pytest.fixture
@@ -54,25 +47,6 @@ def control_plane(
 @pytest.fixture
 def everstep(control_plane: ServiceProcess, tmp_path: Path) -> Everstep:
     return runner(control_plane, tmp_path)
-
-
-def runner(control_plane: ServiceProcess, folder: Path) -> Everstep:
-    """Runs commands in a folder and looks at their exit codes."""
-
-    def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        result = subprocess.run(
-            [*EVERSTEP, *arguments],
-            env=environment(control_plane.address),
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-        )
-        assert result.returncode == code, result.stdout + result.stderr
-        assert "Traceback" not in result.stderr
-        return result
-
-    return run
 
 
 def alive(process: psutil.Process) -> bool:

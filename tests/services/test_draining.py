@@ -11,10 +11,10 @@ from everstep.control.v1.trainers_pb2 import (
     ListTrainersRequest,
     Trainer,
 )
+from tests.services.commands import runner
 from tests.services.processes import ServiceProcess, wait_for
 from tests.services.stack import Stack
 from tests.services.strategies import digits
-from tests.services.test_command_line import runner
 
 
 def test_draining_moves_a_training_that_repeats_no_step(
