@@ -99,10 +99,11 @@ def moving(connection: Connection, states: Sequence[str]) -> list[MovingRecord]:
     """Operations in these states for which a trainer keeps room."""
     rows = connection.execute(
         select(operations.c.operation_id, operations.c.state, operations.c.moving_to)
-        .where(operations.c.moving_to > "", operations.c.state.in_(states))
+        .where(operations.c.moving_to > "")
         .order_by(operations.c.queue_time, operations.c.operation_id)
     )
-    return [MovingRecord(**row._mapping) for row in rows]
+    # In the query, the states would choose an index that goes through the whole queue.
+    return [MovingRecord(**row._mapping) for row in rows if row.state in states]
 
 
 def on_trainers(
