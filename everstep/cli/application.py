@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import click
 import typer
 from rich.markup import escape
+from typer.exceptions import TyperException
 from typer.main import get_command
 
 from everstep.cli import checkpoints, demo, diff, doctor, export, operations, stack, train, trainers
@@ -65,15 +65,19 @@ def run(arguments: Sequence[str]) -> int:
         return (
             FAILED if error.reason is Reason.INTERNAL else _CODE_OF_STATUS.get(error.status, FAILED)
         )
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
+    except TyperException as error:
+        show_wrong_usage(error)
         return USAGE
-    except click.ClickException as error:
-        error.show()
-        return USAGE
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+def show_wrong_usage(error: TyperException) -> None:
+    """One line; the help where a command was to be named."""
+    text = error.format_message()
+    prefix = "" if "Usage:" in text else "[bold red]error:[/] "
+    messages().print(f"{prefix}{escape(text)}", soft_wrap=True)
 
 
 def show_error(error: EverstepError) -> None:
