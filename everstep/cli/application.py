@@ -66,18 +66,13 @@ def run(arguments: Sequence[str]) -> int:
             FAILED if error.reason is Reason.INTERNAL else _CODE_OF_STATUS.get(error.status, FAILED)
         )
     except TyperException as error:
-        show_wrong_usage(error)
+        # Where a command was to be named, the help stands there already, and the message is empty.
+        if text := error.format_message():
+            messages().print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
         return USAGE
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     return code if isinstance(code, int) else 0
-
-
-def show_wrong_usage(error: TyperException) -> None:
-    """One line; the help where a command was to be named."""
-    text = error.format_message()
-    prefix = "" if "Usage:" in text else "[bold red]error:[/] "
-    messages().print(f"{prefix}{escape(text)}", soft_wrap=True)
 
 
 def show_error(error: EverstepError) -> None:

@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, MetaData, Table, insert, text, update
+from sqlalchemy import Connection, text, update
 
 from control_plane import times
 from control_plane.assignment import Assigned, assign_round
 from control_plane.attempt_log import store_end, store_words
 from control_plane.database import attempts, events, operations, queue, schema, trainers
-from control_plane.database.migrate import MIGRATIONS
 from control_plane.database.session import Database
 from control_plane.event_log import EventLog
 from control_plane.operations import Operations
@@ -29,6 +26,7 @@ from everstep.control.v1.operations_pb2 import CreateOperationRequest, Operation
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.progress_pb2 import TrainingProgress
 from tests.control_plane.conftest import strategy
+from tests.control_plane.earlier_version import insert_row, migrate_to
 
 
 @pytest.fixture
@@ -90,15 +88,18 @@ async def test_a_queue_of_an_earlier_version_keeps_its_order_and_its_demands(
     tmp_path: Path,
 ) -> None:
     """What was queued before there were priorities and labels: by age, by environment alone."""
-    url = f"sqlite:///{tmp_path / 'earlier.db'}"
-    database = Database(url)
-    await database.write(_migrate_to, "0002")
-    values = {"operation_id": "op-1", "state": "PENDING", "attempt": 0, "create_time": 17}
-    await database.write(_insert, "operations", values)
-    ran = {"operation_id": "op-2", "state": "PENDING", "attempt": 1, "create_time": 18}
-    await database.write(_insert, "operations", ran)
-    attempt = {"operation_id": "op-2", "number": 1, "environment": b"cpu"}
-    await database.write(_insert, "attempts", attempt)
+    database = Database(f"sqlite:///{tmp_path / 'earlier.db'}")
+
+    def fill(connection: Connection) -> None:
+        migrate_to(connection, "0002")
+        queued = {"state": "PENDING", "metrics": "{}"}
+        insert_row(connection, "operations", operation_id="op-1", create_time=17, **queued)
+        insert_row(
+            connection, "operations", operation_id="op-2", create_time=18, attempt=1, **queued
+        )
+        insert_row(connection, "attempts", operation_id="op-2", number=1, environment=b"cpu")
+
+    await database.write(fill)
     await database.migrate()
     for operation_id, create_time, environment in (("op-1", 17, None), ("op-2", 18, b"cpu")):
         operation = await database.read(operations.find, operation_id)
@@ -111,22 +112,6 @@ async def test_a_queue_of_an_earlier_version_keeps_its_order_and_its_demands(
         ("{}", b"cpu"),
     ]
     database.close()
-
-
-def _migrate_to(connection: Connection, revision: str) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.attributes["connection"] = connection
-    command.upgrade(config, revision)
-
-
-def _insert(connection: Connection, name: str, values: dict[str, Any]) -> None:
-    """A row of a table as it is, with nothing in the columns that are not named."""
-    table = Table(name, MetaData(), autoload_with=connection)
-    nothing = {
-        column.name: column.type.python_type() for column in table.columns if not column.nullable
-    }
-    connection.execute(insert(table).values({**nothing, **values}))
 
 
 async def test_a_database_of_a_newer_version_is_refused_untouched(database: Database) -> None:
