@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from control_plane import moves, times
 from control_plane.attempt_ends import AttemptEnd, next_readable
-from control_plane.database import attempts, checkpoints, operations, queue
+from control_plane.database import attempts, checkpoints, queue
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.operations import OperationRecord
 from control_plane.database.trainers import TrainerRecord
@@ -110,16 +110,13 @@ class _Beginner:
 def _begin_moved(connection: Connection, pool: TrainerPool, beginning: _Beginner) -> None:
     """Those that were handed over go where room is kept for them; it is theirs before all others.
 
-    Where that trainer takes no work any more, they are as all others are in the queue.
+    While that trainer takes no work, they are as all others are in the queue.
     """
     available = {trainer.trainer_id: trainer for trainer in pool.available}
     kept = queue.moving(connection, [State.PENDING])
     for operation in queue.lock(connection, State.PENDING, [each.operation_id for each in kept]):
         trainer = available.get(operation.moving_to)
-        if trainer is None:
-            operations.set_values(connection, operation.operation_id, moving_to="")
-            pool.give_back(operation.moving_to)
-        elif not pool.refuses(trainer):
+        if trainer is not None and not pool.refuses(trainer):
             beginning.begin(operation, trainer)
 
 

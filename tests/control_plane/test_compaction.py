@@ -190,8 +190,10 @@ async def test_a_log_from_before_there_was_compaction_begins_with_1(tmp_path: Pa
             metrics="{}",
             last_sequence=1,
         )
-        created = created_event("created").SerializeToString()
-        insert_row(connection, "events", operation_id="op-1", sequence=1, payload=created)
+        created = created_event("created")
+        created.sequence = 1
+        payload = created.SerializeToString()
+        insert_row(connection, "events", operation_id="op-1", sequence=1, payload=payload)
 
     await database.write(fill)
     await database.migrate()

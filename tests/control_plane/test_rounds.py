@@ -12,11 +12,12 @@ from sqlalchemy import Connection, event, update
 from control_plane import times
 from control_plane.assignment import AT_A_TIME, Round, assign_round
 from control_plane.creation import PRIORITY_SECONDS
-from control_plane.database import attempts, operations, schema, trainers
+from control_plane.database import attempts, operations, queue, schema, trainers
 from control_plane.database.session import Database
 from control_plane.event_log import EventLog
 from control_plane.operations import Operations
 from control_plane.placement import labels_text
+from control_plane.states import State
 from everstep.control.v1.operations_pb2 import CreateOperationRequest
 from tests.control_plane.conftest import strategy
 
@@ -80,6 +81,8 @@ async def test_a_round_does_not_go_through_the_queue(database: Database) -> None
             assert [each.operation_id for each in (await decide(database)).begun] == [runs]
         said[waiting] = (idle, busy)
     assert said[3] == said[120]
+    # Those that ask the same are one to it.
+    assert len(await database.read(queue.demands, State.PENDING, times.now())) == 1
     idle, _ = said[120]
     assert not [each for each in idle if not each.lstrip().startswith(("SELECT", "BEGIN"))]
 
