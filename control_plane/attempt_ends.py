@@ -194,8 +194,9 @@ def _ending_of_error(
             AttemptEnd.HANDED_OVER,
             error.reason,
             Change.HANDED_OVER,
-            f"trainer {attempt.trainer_id} stops; the next one goes on",
-            {"due_time": 0},
+            f"trainer {attempt.trainer_id} hands it over; the next one goes on",
+            # The trainer that keeps room for it does so until it is there.
+            {"due_time": 0, "moving_to": operation.moving_to},
         )
     return _lost(operation, attempt, error)
 

@@ -13,7 +13,6 @@ import grpc
 import structlog
 from sqlalchemy import Connection
 
-from control_plane.cancellation import CancellationRelay
 from control_plane.database import attempts, operations, trainers
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.operations import OperationRecord
@@ -23,6 +22,7 @@ from control_plane.event_log import EventLog
 from control_plane.leases import TrainerLeases
 from control_plane.progress_stream import ProgressStream
 from control_plane.states import ATTEMPT_STATES, State
+from control_plane.stop_relay import StopRelay
 from control_plane.trainer_channels import TrainerChannels
 from everstep.errors import EverstepError, Reason
 from everstep.rpc.status import error_from_call
@@ -110,7 +110,7 @@ class AttemptFollower:
 
     async def run(self) -> None:
         """Returns when the attempt is over, or another one has taken its place."""
-        relay = CancellationRelay(
+        relay = StopRelay(
             self._operation_id, self._number, self._parts.database, self._parts.channels
         )
         relaying = asyncio.create_task(relay.run())

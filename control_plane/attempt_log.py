@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from checkpoint_store.digests import canonical_json, parse_canonical_json
 from control_plane import times
 from control_plane.attempt_ends import end_by_error, end_by_word
 from control_plane.database import attempts, checkpoints, events, operations
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.checkpoints import CheckpointRecord
 from control_plane.database.operations import OperationRecord
+from control_plane.operation_metrics import merged_metrics, newest_metrics, step_metrics
 from control_plane.states import ATTEMPT_STATES
 from control_plane.transitions import note_event
 from everstep.control.v1.operations_pb2 import OperationEvent
@@ -87,7 +87,7 @@ def store_position(
         operation_id,
         position=position.SerializeToString(),
         at_risk=_at_risk(operation, word),
-        metrics=merged_metrics(operation.metrics, _step_metrics(word)),
+        metrics=merged_metrics(operation.metrics, step_metrics(word)),
         update_time=times.now(),
     )
     attempts.set_values(
@@ -106,38 +106,6 @@ def store_end(connection: Connection, operation_id: str, number: int, error: Eve
         return False
     end_by_error(connection, operation, attempt, error)
     return True
-
-
-def merged_metrics(stored: str, newer: Mapping[str, float]) -> str:
-    """Metrics as the database keeps them, with newer ones in place of older."""
-    return canonical_json({**parse_canonical_json(stored.encode()), **newer}).decode()
-
-
-def _metrics(words: Sequence[TrainingProgress]) -> dict[str, float]:
-    """The newest of each name that events show."""
-    newest: dict[str, float] = {}
-    for word in words:
-        if word.HasField("epoch_completed"):
-            newest |= word.epoch_completed.metrics
-            newest["learning_rate"] = word.epoch_completed.learning_rate
-        else:
-            newest |= _step_metrics(word)
-    return newest
-
-
-def _step_metrics(word: TrainingProgress) -> dict[str, float]:
-    """What a word shows of a step; nothing where it is about something else."""
-    if not word.HasField("step_metrics"):
-        return {}
-    step = word.step_metrics
-    shown = {
-        "loss": step.loss,
-        "learning_rate": step.learning_rate,
-        "examples_per_second": step.examples_per_second,
-    }
-    if step.HasField("gradient_norm"):
-        shown["gradient_norm"] = step.gradient_norm
-    return shown
 
 
 def _check_words(attempt: AttemptRecord, words: Sequence[TrainingProgress]) -> None:
@@ -184,7 +152,7 @@ def _store_fresh(
     values: dict[str, Any] = {
         "position": position.SerializeToString(),
         "at_risk": _at_risk(operation, words[-1]),
-        "metrics": merged_metrics(operation.metrics, _metrics(words)),
+        "metrics": merged_metrics(operation.metrics, newest_metrics(words)),
         "update_time": times.now(),
     }
     process_id = attempt.process_id
@@ -198,7 +166,7 @@ def _store_fresh(
             # A step forward that stays: the losses before it no longer count.
             values |= {"losses": 0, "resume_checkpoint_id": None, "resume_named": False}
     operations.set_values(connection, operation.operation_id, **values)
-    last_step = max([attempt.last_step, *(word.position.step for word in words)])
+    last_step = max([attempt.last_step, *(_step(word) for word in words)])
     attempts.set_values(
         connection,
         attempt.operation_id,
@@ -252,6 +220,12 @@ def _at_risk(operation: OperationRecord, word: TrainingProgress) -> bytes | None
 
 def _finite(fraction: float) -> float:
     return min(max(fraction, 0.0), 1.0) if math.isfinite(fraction) else 0.0
+
+
+def _step(word: TrainingProgress) -> int:
+    """How far a word says that its attempt is: a step is checkpointed before it is reported."""
+    checkpoint = _checkpoint_of(word)
+    return max(word.position.step, 0 if checkpoint is None else checkpoint.step)
 
 
 def _checkpoint_of(word: TrainingProgress) -> Checkpoint | None:

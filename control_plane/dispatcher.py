@@ -12,33 +12,26 @@ import structlog
 from sqlalchemy import Connection
 
 from control_plane import times
-from control_plane.assignment import assign_next
+from control_plane.assignment import assign_round
 from control_plane.attempt_follower import AttemptFollower, FollowerParts
 from control_plane.checkpoints import Checkpoints
-from control_plane.database import attempts, operations, trainers
+from control_plane.database import operations, queue, trainers
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.session import Database
 from control_plane.event_log import EventLog
+from control_plane.forgetting import AttemptForgetter
+from control_plane.full_trainers import FullTrainers
 from control_plane.leases import TrainerLeases
 from control_plane.states import ATTEMPT_STATES, State
-from control_plane.trainer_channels import TrainerChannels
+from control_plane.trainer_channels import SIDE_CALL_SECONDS, TrainerChannels
 from everstep.errors import EverstepError, Reason
 from everstep.rpc.status import error_from_call
-from everstep.trainer.v1.trainer_pb2 import (
-    CancelTrainingRequest,
-    CheckpointTrainingRequest,
-    ForgetTrainingRequest,
-    ListTrainingsRequest,
-)
+from everstep.trainer.v1.trainer_pb2 import CheckpointTrainingRequest
 
 _log = structlog.get_logger(__name__)
 
 #: Seconds between rounds when nothing wakes the dispatcher.
 ROUND_SECONDS: Final = 1.0
-#: Seconds a trainer has for a question on the side.
-SIDE_CALL_SECONDS: Final = 3.0
-#: Attempts that trainers are told to forget in one round.
-FORGOTTEN_AT_A_TIME: Final = 50
 _ATTEMPT_STATES: Final = tuple(state.value for state in ATTEMPT_STATES)
 
 
@@ -67,14 +60,15 @@ class Dispatcher:
         self._lease_seconds = lease_seconds
         self._leases = TrainerLeases(lease_seconds)
         self._channels = TrainerChannels()
+        self._full = FullTrainers(database, self._channels, self.wake)
+        self._forgetter = AttemptForgetter(database, self._channels)
         self._parts = FollowerParts(
-            database, log, self._channels, self._leases, self._committed, self._refused
+            database, log, self._channels, self._leases, self._committed, self._full.add
         )
         self._woken = asyncio.Event()
         self._followers: dict[str, asyncio.Task[None]] = {}
         self._side_tasks: set[asyncio.Task[None]] = set()
         self._retaining: set[str] = set()
-        self._full: set[str] = set()
         self._forgetting: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
         self._lease_renewed = 0.0
@@ -92,7 +86,12 @@ class Dispatcher:
     async def _run_rounds(self) -> None:
         while True:
             self._woken.clear()
-            for step in (self._take_over, self._ask_full_trainers, self._assign, self._forget):
+            for step in (
+                self._take_over,
+                self._ask_full_trainers,
+                self._assign,
+                self._forget,
+            ):
                 await self._tried(step)
             due = await self._seconds_to_next_due()
             try:
@@ -160,77 +159,31 @@ class Dispatcher:
                 self._followers[operation_id].cancel()
 
     async def _assign(self) -> None:
-        while True:
-            operation_id = await self._database.write(
-                assign_next, self._owner, self._lease_seconds, frozenset(self._full)
+        begun = True
+        while begun:
+            decided = await self._database.write(
+                assign_round, self._owner, self._lease_seconds, self._full.ids
             )
-            if operation_id is None:
-                return
-            self._parts.log.wake(operation_id)
-            operation = await self._database.read(operations.find, operation_id)
-            if operation is not None:
-                self._follow(operation_id, operation.attempt)
+            for operation_id in decided.moving:
+                self._parts.log.wake(operation_id)
+            for each in decided.begun:
+                self._parts.log.wake(each.operation_id)
+                self._follow(each.operation_id, each.attempt)
+            begun = bool(decided.begun)
 
     async def _ask_full_trainers(self) -> None:
         """A trainer that refused for want of room is given work again once it has some."""
-        if self._full and (self._asking is None or self._asking.done()):
-            self._asking = self._beside(self._ask_round())
-
-    async def _ask_round(self) -> None:
-        for trainer_id in tuple(self._full):
-            trainer = await self._database.read(trainers.find, trainer_id)
-            if trainer is None or not trainer.alive(times.now()):
-                self._full.discard(trainer_id)
-                continue
-            try:
-                answer = await self._channels.stub(trainer.address).ListTrainings(
-                    ListTrainingsRequest(), timeout=SIDE_CALL_SECONDS
-                )
-            except grpc.aio.AioRpcError:
-                continue
-            running = sum(not training.finished for training in answer.trainings)
-            if running < answer.capacity:
-                self._full.discard(trainer_id)
-                self.wake()
+        if self._full.ids and (self._asking is None or self._asking.done()):
+            self._asking = self._beside(self._full.ask_round())
 
     async def _forget(self) -> None:
         """Lets trainers drop the events of attempts that are over; beside the rounds."""
         if self._forgetting is None or self._forgetting.done():
-            self._forgetting = self._beside(self._forget_round())
-
-    async def _forget_round(self) -> None:
-        now = times.now()
-        known = await self._database.read(trainers.every)
-        addresses = {trainer.trainer_id: trainer.address for trainer in known if trainer.alive(now)}
-        over = await self._database.read(attempts.unforgotten, list(addresses), FORGOTTEN_AT_A_TIME)
-        for attempt in over:
-            try:
-                await self._forget_attempt(attempt, addresses[attempt.trainer_id])
-            except grpc.aio.AioRpcError as failure:
-                _log.info("trainer keeps an attempt", error=error_from_call(failure).message)
-
-    async def _forget_attempt(self, attempt: AttemptRecord, address: str) -> None:
-        stub = self._channels.stub(address)
-        operation_id, number = attempt.operation_id, attempt.number
-        try:
-            await stub.ForgetTraining(
-                ForgetTrainingRequest(operation_id=operation_id, attempt=number),
-                timeout=SIDE_CALL_SECONDS,
-            )
-        except grpc.aio.AioRpcError as failure:
-            if error_from_call(failure).reason is not Reason.NOT_FINISHED:
-                raise
-            # It was given up here and runs there: nobody wants its outcome.
-            await stub.CancelTraining(
-                CancelTrainingRequest(operation_id=operation_id, attempt=number, discard=True),
-                timeout=SIDE_CALL_SECONDS,
-            )
-            return
-        await self._database.write(attempts.set_forgotten, operation_id, number)
+            self._forgetting = self._beside(self._forgetter.forget_round())
 
     async def _seconds_to_next_due(self) -> float:
         try:
-            due = await self._database.read(operations.next_due_time, State.PENDING, times.now())
+            due = await self._database.read(queue.next_due_time, State.PENDING, times.now())
         except EverstepError:
             return ROUND_SECONDS
         return ROUND_SECONDS if due is None else max(0.01, (due - times.now()) / times.SECOND)
@@ -250,9 +203,6 @@ class Dispatcher:
             _log.error("follower failed", operation_id=operation_id, exc_info=task.exception())
             return
         self.wake()
-
-    def _refused(self, trainer_id: str) -> None:
-        self._full.add(trainer_id)
 
     def _committed(self, operation_id: str) -> None:
         if operation_id not in self._retaining:

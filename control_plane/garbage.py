@@ -67,7 +67,7 @@ class GarbageCollector:
             caller.check()
             if not dry_run:
                 await self._registry.finish_removals()
-            training = await self._database.read(attempts.open_by_trainer)
+            training = await self._database.read(attempts.load_by_trainer)
             if grace is None or (training and grace < DEFAULT_GRACE):
                 grace = DEFAULT_GRACE
             removed = set(await self._database.read(checkpoints.planned_removals))

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from sqlalchemy import Connection
 
-from control_plane.database import operations
+from control_plane.database import queue
 from control_plane.states import State
 from everstep.errors import EverstepError, Reason
 
@@ -24,7 +24,7 @@ def check_queue(connection: Connection, max_queued: int) -> None:
     Raises:
         EverstepError: QUEUE_FULL.
     """
-    queued = operations.count_in_state(connection, State.PENDING)
+    queued = queue.count(connection, State.PENDING)
     if queued >= max_queued:
         raise EverstepError(
             Reason.QUEUE_FULL,

@@ -12,7 +12,10 @@ from control_plane.checkpoint_records import checkpoint_message
 from control_plane.database import attempts, checkpoints, operations
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.operations import OperationRecord
+from control_plane.log_tail import operation_not_found
+from control_plane.placement import TrainerPool, parse_labels, read_pool
 from control_plane.states import TRANSITIONS, Change, State
+from control_plane.waiting import waiting_for
 from everstep.control.v1.operations_pb2 import Attempt, Operation
 
 
@@ -24,17 +27,38 @@ def operation_messages(
     labels = operations.labels_of(connection, ids)
     ran = attempts.of_operations(connection, ids)
     newest = checkpoints.newest_of(connection, ids)
+    waits = any(record.state == State.PENDING for record in records)
+    pool = read_pool(connection, frozenset(), lock=False) if waits else None
     messages = []
     for record in records:
         message = _operation(record)
         message.labels.update(labels.get(record.operation_id, []))
         message.attempts.extend(_attempt(row) for row in ran.get(record.operation_id, []))
+        if pool is not None and record.state == State.PENDING:
+            message.waiting_for = _waiting_for(record, ran.get(record.operation_id, []), pool)
         checkpoint = newest.get(record.operation_id)
         if checkpoint is not None:
             message.latest_checkpoint.CopyFrom(checkpoint_message(checkpoint))
             message.resumable = State(record.state) in TRANSITIONS[Change.RESUMED].sources
         messages.append(message)
     return messages
+
+
+def get_operation(connection: Connection, operation_id: str) -> Operation:
+    """One operation.
+
+    Raises:
+        EverstepError: OPERATION_NOT_FOUND.
+    """
+    record = operations.find(connection, operation_id)
+    if record is None:
+        raise operation_not_found(operation_id)
+    return operation_messages(connection, [record])[0]
+
+
+def _waiting_for(record: OperationRecord, ran: list[AttemptRecord], pool: TrainerPool) -> str:
+    environment = ran[-1].environment if ran else None
+    return waiting_for(record, environment, pool, times.now())
 
 
 def _operation(record: OperationRecord) -> Operation:
@@ -49,7 +73,8 @@ def _operation(record: OperationRecord) -> Operation:
         last_sequence=record.last_sequence,
         first_sequence=record.first_sequence,
         parent_operation_id=record.parent_operation_id,
-        waiting_for=record.waiting_for,
+        priority=record.priority,
+        trainer_labels=parse_labels(record.trainer_labels),
     )
     message.strategy.ParseFromString(record.strategy)
     message.restart_policy.ParseFromString(record.restart_policy)

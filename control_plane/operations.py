@@ -6,27 +6,25 @@ import secrets
 from collections.abc import Callable
 from typing import Final
 
-from blake3 import blake3
-from google.protobuf.message import Message
 from sqlalchemy import Connection
 
 from control_plane import pages, resumption, times
-from control_plane.checkpoint_records import known_checkpoint
-from control_plane.database import attempts, checkpoints, events, operations
+from control_plane.answered_requests import answered_with, remember_answer
+from control_plane.creation import create_operation, queue_time
+from control_plane.database import attempts, checkpoints, operations
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.operations import OperationFilter, OperationRecord
 from control_plane.database.session import Database
 from control_plane.event_log import EventLog
 from control_plane.limits import MAX_QUEUED, check_queue
 from control_plane.log_tail import operation_not_found
-from control_plane.operation_messages import operation_messages
+from control_plane.operation_messages import get_operation, operation_messages
 from control_plane.states import ATTEMPT_STATES, FINAL_STATES, TRANSITIONS, Change, State
-from control_plane.transitions import change_state, created_event
+from control_plane.transitions import change_state
 from everstep.control.v1 import operations_pb2
-from everstep.control.v1.operations_pb2 import Operation, RestartPolicy
+from everstep.control.v1.operations_pb2 import Operation
 from everstep.errors import EverstepError, Reason
-from everstep.strategy import resolve_strategy, strategy_digest, validate_message
-from everstep.training.v1.strategy_pb2 import TrainingStrategy
+from everstep.strategy import resolve_strategy, validate_message
 
 #: Where an operation's checkpoints stand in the store.
 OPERATION_PREFIX: Final = "operations/{}/"
@@ -65,7 +63,7 @@ class Operations:
         validate_message(strategy, Reason.INVALID_STRATEGY)
         operation_id = f"op-{secrets.token_hex(6)}"
         created = await self._database.write(
-            _create, operation_id, request, strategy, self._max_queued
+            create_operation, operation_id, request, strategy, self._max_queued
         )
         self._queue_changed()
         return created
@@ -76,7 +74,7 @@ class Operations:
         Raises:
             EverstepError: OPERATION_NOT_FOUND.
         """
-        return await self._database.read(_get, operation_id)
+        return await self._database.read(get_operation, operation_id)
 
     async def list(
         self, request: operations_pb2.ListOperationsRequest
@@ -87,6 +85,16 @@ class Operations:
             EverstepError: INVALID_REQUEST for a page token that is none.
         """
         return await self._database.read(_list, request, pages.decode_token(request.page_token))
+
+    async def update(self, request: operations_pb2.UpdateOperationRequest) -> Operation:
+        """Sets the priority, in any state.
+
+        Raises:
+            EverstepError: OPERATION_NOT_FOUND.
+        """
+        operation = await self._database.write(_update, request)
+        self._queue_changed()
+        return operation
 
     async def cancel(self, operation_id: str, discard: bool) -> Operation:
         """Ends an operation in the queue at once; asks a running one to stop.
@@ -130,73 +138,6 @@ class Operations:
         self._log.wake(operation_id)
 
 
-def _create(
-    connection: Connection,
-    operation_id: str,
-    request: operations_pb2.CreateOperationRequest,
-    strategy: TrainingStrategy,
-    max_queued: int,
-) -> Operation:
-    answered = _answered(connection, request.request_id, request)
-    if answered is not None:
-        return _get(connection, answered)
-    check_queue(connection, max_queued)
-    policy = RestartPolicy(
-        max_attempts=5 if not request.restart_policy.HasField("max_attempts") else None,
-        backoff_seconds=1.0 if not request.restart_policy.HasField("backoff_seconds") else None,
-    )
-    policy.MergeFrom(request.restart_policy)
-    parent, reference = "", None
-    if request.from_checkpoint:
-        checkpoint = known_checkpoint(connection, request.from_checkpoint)
-        parent = checkpoint.operation_id
-        reference = resumption.reference_of(checkpoint).SerializeToString()
-    now = times.now()
-    record = OperationRecord(
-        operation_id=operation_id,
-        display_name=request.display_name or strategy.name,
-        state=State.PENDING,
-        strategy=strategy.SerializeToString(),
-        strategy_digest=strategy_digest(strategy),
-        restart_policy=policy.SerializeToString(),
-        create_time=now,
-        update_time=now,
-        end_time=None,
-        attempt=0,
-        last_sequence=0,
-        first_sequence=1,
-        owner="",
-        owner_lease_time=0,
-        losses=0,
-        due_time=0,
-        waiting_for="a trainer",
-        position=b"",
-        at_risk=None,
-        metrics="{}",
-        result=None,
-        error=None,
-        discard=False,
-        overrides=None,
-        resumed_after=-1,
-        resume_checkpoint_id=None,
-        resume_named=False,
-        parent_operation_id=parent,
-        from_checkpoint=reference,
-    )
-    operations.add(connection, record, request.labels)
-    _remember(connection, request.request_id, request, operation_id)
-    origin = f"forked from checkpoint {request.from_checkpoint}" if parent else "created"
-    events.append(connection, operation_id, [created_event(origin)])
-    return _get(connection, operation_id)
-
-
-def _get(connection: Connection, operation_id: str) -> Operation:
-    record = operations.find(connection, operation_id)
-    if record is None:
-        raise operation_not_found(operation_id)
-    return operation_messages(connection, [record])[0]
-
-
 def _list(
     connection: Connection,
     request: operations_pb2.ListOperationsRequest,
@@ -222,6 +163,19 @@ def _list(
     return response
 
 
+def _update(connection: Connection, request: operations_pb2.UpdateOperationRequest) -> Operation:
+    operation = _locked(connection, request.operation_id)
+    if request.HasField("priority"):
+        operations.set_values(
+            connection,
+            request.operation_id,
+            priority=request.priority,
+            queue_time=queue_time(operation.create_time, request.priority),
+            update_time=times.now(),
+        )
+    return get_operation(connection, request.operation_id)
+
+
 def _cancel(connection: Connection, operation_id: str, discard: bool) -> Operation:
     operation = _locked(connection, operation_id)
     how = "without a checkpoint" if discard else "with a checkpoint"
@@ -242,7 +196,7 @@ def _cancel(connection: Connection, operation_id: str, discard: bool) -> Operati
             f"the trainer is asked to stop, {how}",
             values={"discard": discard},
         )
-    return _get(connection, operation_id)
+    return get_operation(connection, operation_id)
 
 
 def _resume(
@@ -250,16 +204,16 @@ def _resume(
 ) -> Operation:
     # Locked first: of the same request said twice at once, the second sees the first's answer.
     operation = _locked(connection, request.operation_id)
-    answered = _answered(connection, request.request_id, request)
+    answered = answered_with(connection, request.request_id, request)
     if answered is not None:
-        return _get(connection, answered)
+        return get_operation(connection, answered)
     plan = resumption.plan(connection, operation, request.checkpoint_id, request.overrides)
     check_queue(connection, max_queued)
     changed = change_state(connection, operation, plan.change, plan.message, values=plan.values)
     if not changed:
         raise resumption.conflict(operation.operation_id)
-    _remember(connection, request.request_id, request, request.operation_id)
-    return _get(connection, request.operation_id)
+    remember_answer(connection, request.request_id, request, request.operation_id)
+    return get_operation(connection, request.operation_id)
 
 
 def _open_attempt(connection: Connection, operation_id: str) -> AttemptRecord:
@@ -297,29 +251,3 @@ def _locked(connection: Connection, operation_id: str) -> OperationRecord:
     if operation is None:
         raise operation_not_found(operation_id)
     return operation
-
-
-def _answered(connection: Connection, request_id: str, request: Message) -> str | None:
-    """The operation that this request was answered with before, if it was."""
-    known = operations.find_request(connection, request_id) if request_id else None
-    if known is None:
-        return None
-    payload_digest, operation_id = known
-    if payload_digest != _payload_digest(request):
-        raise EverstepError(
-            Reason.REQUEST_ID_REUSED,
-            f"request_id {request_id} was used for another request; take a new UUID",
-        )
-    return operation_id
-
-
-def _remember(connection: Connection, request_id: str, request: Message, operation_id: str) -> None:
-    if request_id:
-        operations.add_request(
-            connection, request_id, _payload_digest(request), operation_id, times.now()
-        )
-
-
-def _payload_digest(request: Message) -> str:
-    name = request.DESCRIPTOR.full_name.encode()
-    return blake3(name + b"\0" + request.SerializeToString(deterministic=True)).hexdigest()

@@ -74,7 +74,6 @@ def plan(
             "losses": 0,
             "due_time": 0,
             "discard": False,
-            "waiting_for": "a trainer",
             "result": None,
             "error": None,
             "position": position.SerializeToString(),

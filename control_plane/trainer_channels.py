@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import grpc
 
@@ -11,6 +11,9 @@ from everstep.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 
 if TYPE_CHECKING:
     from everstep.trainer.v1.trainer_pb2_grpc import TrainerServiceAsyncStub
+
+#: Seconds a trainer has for a question on the side.
+SIDE_CALL_SECONDS: Final = 3.0
 
 
 class TrainerChannels:

@@ -9,9 +9,16 @@ from sqlalchemy import Connection
 
 from control_plane import times
 from control_plane.database import attempts, trainers
+from control_plane.database.attempts import OpenAttempt
 from control_plane.database.session import Database
 from control_plane.database.trainers import TrainerRecord
-from everstep.control.v1.trainers_pb2 import RegisterTrainerRequest, Trainer, TrainerEnvironment
+from control_plane.placement import labels_text, parse_labels
+from everstep.control.v1.trainers_pb2 import (
+    RegisterTrainerRequest,
+    RunningAttempt,
+    Trainer,
+    TrainerEnvironment,
+)
 from everstep.errors import EverstepError, Reason
 
 _log = structlog.get_logger(__name__)
@@ -45,7 +52,7 @@ class Trainers:
         return await self._database.read(_list)
 
     async def drain(self, trainer_id: str, undo: bool) -> Trainer:
-        """Gives a trainer no new work, or work again.
+        """Gives a trainer no new work and moves what it runs, or gives it work again.
 
         Raises:
             EverstepError: TRAINER_NOT_FOUND.
@@ -69,6 +76,7 @@ def _register(
 ) -> bool:
     """Returns whether the trainer takes work from now on, and did not before."""
     now = times.now()
+    labels = labels_text(request.labels)
     before = trainers.find(connection, request.trainer_id)
     trainers.register(
         connection,
@@ -78,11 +86,16 @@ def _register(
         environment=request.environment.SerializeToString(deterministic=True),
         lease_expire_time=times.after(lease_seconds),
         stopping=request.draining,
+        labels=labels,
+        heard_time=now,
     )
     after = trainers.find(connection, request.trainer_id)
     assert after is not None
     return after.takes_work(now) and (
-        before is None or not before.takes_work(now) or before.capacity < after.capacity
+        before is None
+        or not before.takes_work(now)
+        or before.capacity < after.capacity
+        or before.labels != labels
     )
 
 
@@ -102,8 +115,8 @@ def _drain(connection: Connection, trainer_id: str, undo: bool) -> Trainer:
     return _message(record, attempts.open_by_trainer(connection).get(trainer_id, []))
 
 
-def _message(record: TrainerRecord, operation_ids: list[str]) -> Trainer:
-    return Trainer(
+def _message(record: TrainerRecord, running: list[OpenAttempt]) -> Trainer:
+    message = Trainer(
         trainer_id=record.trainer_id,
         address=record.address,
         capacity=record.capacity,
@@ -111,5 +124,22 @@ def _message(record: TrainerRecord, operation_ids: list[str]) -> Trainer:
         lease_expire_time=times.timestamp(record.lease_expire_time),
         alive=record.alive(times.now()),
         draining=record.stopping or record.drained,
-        operation_ids=operation_ids,
+        operation_ids=[attempt.operation_id for attempt in running],
+        labels=parse_labels(record.labels),
+        running=[_running(attempt) for attempt in running],
     )
+    if record.heard_time:
+        message.last_heard_time.CopyFrom(times.timestamp(record.heard_time))
+    return message
+
+
+def _running(attempt: OpenAttempt) -> RunningAttempt:
+    message = RunningAttempt(
+        operation_id=attempt.operation_id,
+        display_name=attempt.display_name,
+        attempt=attempt.number,
+        start_time=times.timestamp(attempt.start_time),
+        moving_to=attempt.moving_to,
+    )
+    message.position.ParseFromString(attempt.position)
+    return message

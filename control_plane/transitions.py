@@ -42,6 +42,7 @@ def change_state(
         "update_time": now,
         "end_time": now if transition.target in FINAL_STATES else None,
         "waiting_for": "",
+        "moving_to": "",
         **(values or {}),
     }
     if attempt is not None:

@@ -50,7 +50,7 @@ def last_word(
         return TrainingProgress(cancelled=progress_pb2.Cancelled(checkpoint=checkpoint))
     if outcome.outcome == "handed_over":
         draining = EverstepError(
-            Reason.DRAINING, "the trainer stops; another one goes on from the checkpoint"
+            Reason.DRAINING, "handed over, as asked; another trainer goes on from the checkpoint"
         )
         return failed(draining, checkpoint)
     if error is not None or checkpoint is None:

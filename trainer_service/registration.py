@@ -99,6 +99,7 @@ class Registration:
                 capacity=self._settings.capacity,
                 environment=environment(self._settings),
                 draining=self._trainings.draining,
+                labels=self._settings.labels,
             ),
             timeout=UNARY_DEADLINE_SECONDS,
         )

@@ -70,6 +70,12 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         await self._trainings.cancel(request.operation_id, request.attempt, request.discard)
         return trainer_pb2.CancelTrainingResponse()
 
+    async def HandOverTraining(
+        self, request: trainer_pb2.HandOverTrainingRequest, _context: Context
+    ) -> trainer_pb2.HandOverTrainingResponse:
+        await self._trainings.hand_over(request.operation_id, request.attempt)
+        return trainer_pb2.HandOverTrainingResponse()
+
     async def CheckpointTraining(
         self, request: trainer_pb2.CheckpointTrainingRequest, _context: Context
     ) -> trainer_pb2.CheckpointTrainingResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,8 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from everstep.rpc.logs import LogFormat
+
+_LABEL_NAME = re.compile(r"[a-z0-9][a-z0-9._/-]{0,62}")
 
 
 class TrainerSettings(BaseSettings):
@@ -26,6 +29,8 @@ class TrainerSettings(BaseSettings):
         default_factory=lambda: f"trainer-{socket.gethostname().lower().replace('_', '-')}"[:60],
         pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
     )
+    #: Operations may choose this trainer by these; as in `gpu=h100,site=lab`.
+    labels: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict)
     #: Trainings at a time.
     capacity: int = Field(default=1, ge=1, le=1024)
     #: host:port of the control plane; empty: this trainer serves direct callers only.
@@ -72,6 +77,30 @@ class TrainerSettings(BaseSettings):
         if isinstance(value, str):
             return tuple(name.strip() for name in value.split(",") if name.strip())
         return value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _parse_labels(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.strip().partition("=") for pair in value.split(",") if pair.strip()]
+        if not all(equals for _, equals, _ in pairs):
+            raise ValueError("write KEY=VALUE, separated by commas")
+        return {name: label for name, _, label in pairs}
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, labels: dict[str, str]) -> dict[str, str]:
+        """The contract's limits: else every registration would be refused, over and over."""
+        for name, label in labels.items():
+            if not _LABEL_NAME.fullmatch(name) or len(label) > 256:
+                raise ValueError(
+                    f"{name}={label[:40]} is no label; a name has up to 63 of a-z, 0-9 and ._/-, "
+                    "and begins with a letter or digit; a value has up to 256 characters"
+                )
+        if len(labels) > 64:
+            raise ValueError("there may be 64 labels")
+        return labels
 
     def training_threads(self) -> int:
         """Threads of one training on this machine."""

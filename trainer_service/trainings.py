@@ -130,6 +130,15 @@ class Trainings:
         if worker is not None:
             await worker.cancel(discard)
 
+    async def hand_over(self, operation_id: str, attempt: int) -> None:
+        """Asks an attempt to stop for another trainer to go on; one that has finished is left.
+
+        One that is only stored yet, after a restart of this trainer, ends by itself.
+        """
+        worker = self._worker(operation_id, attempt)
+        if isinstance(worker, TrainingWorker):
+            await worker.shutdown()
+
     async def take_checkpoint(self, operation_id: str, attempt: int) -> None:
         """Asks an attempt for a checkpoint.
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 from benchmarks.progress import words
 from benchmarks.progress.filled_log import strategy
 from benchmarks.progress.processes import say
-from control_plane.assignment import assign_next
+from control_plane.assignment import Assigned, assign_round
 from control_plane.database.session import Database
 from control_plane.event_log import EventLog
 from control_plane.operations import Operations
@@ -54,9 +54,9 @@ async def _begin_attempt(database: Database, log: EventLog) -> str:
     await Trainers(database, _LEASE_SECONDS, lambda: None).register(request)
     operations = Operations(database, log, lambda: None)
     created = await operations.create(CreateOperationRequest(strategy=strategy()))
-    assigned = await database.write(assign_next, "benchmark", _LEASE_SECONDS, frozenset())
-    assert assigned == created.operation_id
-    return assigned
+    decided = await database.write(assign_round, "benchmark", _LEASE_SECONDS, frozenset())
+    assert decided.begun == [Assigned(created.operation_id, 1)]
+    return created.operation_id
 
 
 if __name__ == "__main__":

@@ -76,6 +76,11 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
     ) -> trainer_pb2.CancelTrainingResponse:
         return trainer_pb2.CancelTrainingResponse()
 
+    async def HandOverTraining(
+        self, _request: trainer_pb2.HandOverTrainingRequest, _context: Context
+    ) -> trainer_pb2.HandOverTrainingResponse:
+        return trainer_pb2.HandOverTrainingResponse()
+
     async def CheckpointTraining(
         self, _request: trainer_pb2.CheckpointTrainingRequest, _context: Context
     ) -> trainer_pb2.CheckpointTrainingResponse:

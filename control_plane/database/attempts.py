@@ -34,6 +34,19 @@ class AttemptRecord:
     late_noted: bool
 
 
+@dataclass(frozen=True)
+class OpenAttempt:
+    """An attempt that is open, with what its operation is called and how far it is."""
+
+    trainer_id: str
+    operation_id: str
+    number: int
+    start_time: int
+    display_name: str
+    position: bytes
+    moving_to: str
+
+
 def add(connection: Connection, record: AttemptRecord) -> None:
     """Inserts an attempt that is new."""
     connection.execute(insert(attempts).values(vars(record)))
@@ -76,17 +89,47 @@ def set_forgotten(connection: Connection, operation_id: str, number: int) -> Non
     set_values(connection, operation_id, number, forgotten=True)
 
 
-def open_by_trainer(connection: Connection) -> dict[str, list[str]]:
-    """The operations with an open attempt, by trainer."""
-    found: dict[str, list[str]] = {}
+def open_by_trainer(connection: Connection) -> dict[str, list[OpenAttempt]]:
+    """The attempts that are open, by trainer, the oldest first."""
+    found: dict[str, list[OpenAttempt]] = {}
     rows = connection.execute(
-        select(attempts.c.trainer_id, attempts.c.operation_id)
-        .where(attempts.c.ending == "")
-        .order_by(attempts.c.start_time)
+        select(
+            attempts.c.trainer_id,
+            attempts.c.operation_id,
+            attempts.c.number,
+            attempts.c.start_time,
+            operations.c.display_name,
+            operations.c.position,
+            operations.c.moving_to,
+        )
+        .select_from(attempts.join(operations))
+        .where(attempts.c.forgotten.is_(False), attempts.c.ending == "")
+        .order_by(attempts.c.start_time, attempts.c.operation_id)
     )
     for row in rows:
-        found.setdefault(row.trainer_id, []).append(row.operation_id)
+        found.setdefault(row.trainer_id, []).append(OpenAttempt(**row._mapping))
     return found
+
+
+def load_by_trainer(connection: Connection) -> dict[str, int]:
+    """How many attempts are open, by trainer."""
+    rows = connection.execute(
+        select(attempts.c.trainer_id, func.count().label("open"))
+        .where(attempts.c.forgotten.is_(False), attempts.c.ending == "")
+        .group_by(attempts.c.trainer_id)
+    )
+    return {row.trainer_id: row.open for row in rows}
+
+
+def newest(connection: Connection, operation_id: str, limit: int) -> list[AttemptRecord]:
+    """The newest attempts of an operation, newest first."""
+    rows = connection.execute(
+        select(attempts)
+        .where(attempts.c.operation_id == operation_id)
+        .order_by(attempts.c.number.desc())
+        .limit(limit)
+    )
+    return [AttemptRecord(**row._mapping) for row in rows]
 
 
 def unforgotten(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, delete, exists, insert, or_, select, tuple_, update
 
 from control_plane.database.schema import checkpoints, operation_labels, operations, requests
 
@@ -44,6 +44,11 @@ class OperationRecord:
     resume_named: bool
     parent_operation_id: str
     from_checkpoint: bytes | None
+    priority: int
+    queue_time: int
+    trainer_labels: str
+    demand: str
+    moving_to: str
 
 
 @dataclass(frozen=True)
@@ -192,35 +197,6 @@ def labels_of(
     for row in rows:
         found.setdefault(row.operation_id, []).append((row.name, row.value))
     return found
-
-
-def queued(connection: Connection, state: str, now: int, limit: int) -> list[OperationRecord]:
-    """Operations in a state that are due, oldest first, locked; those locked elsewhere left out."""
-    rows = connection.execute(
-        select(operations)
-        .where(operations.c.state == state, operations.c.due_time <= now)
-        .order_by(operations.c.create_time, operations.c.operation_id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return [OperationRecord(**row._mapping) for row in rows]
-
-
-def count_in_state(connection: Connection, state: str) -> int:
-    """How many operations are in a state."""
-    query = select(func.count()).select_from(operations).where(operations.c.state == state)
-    return connection.execute(query).scalar_one()
-
-
-def next_due_time(connection: Connection, state: str, now: int) -> int | None:
-    """When the next operation in a state falls due, if one does after `now`."""
-    due: int | None = connection.execute(
-        select(operations.c.due_time)
-        .where(operations.c.state == state, operations.c.due_time > now)
-        .order_by(operations.c.due_time)
-        .limit(1)
-    ).scalar_one_or_none()
-    return due
 
 
 def owned_or_abandoned(

@@ -69,8 +69,20 @@ operations = Table(
     Column("resume_named", Boolean, nullable=False),
     Column("parent_operation_id", String(64), nullable=False),
     Column("from_checkpoint", LargeBinary),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    # What orders the queue: the time of creation, earlier by an hour for each point of priority.
+    Column("queue_time", BigInteger, nullable=False, server_default="0"),
+    # Labels that its trainer must have, as JSON.
+    Column("trainer_labels", Text, nullable=False, server_default="{}"),
+    # The digest of what it asks of a trainer: labels, and the environment of its newest attempt.
+    Column("demand", String(64), nullable=False, server_default=""),
+    # The trainer that its training is handed over to, which keeps room for it.
+    Column("moving_to", String(63), nullable=False, server_default=""),
     Index(None, "create_time", "operation_id"),
     Index(None, "state", "due_time"),
+    # A round of the dispatcher reads this index and no row, however long the queue is.
+    Index(None, "state", "demand", "queue_time", "operation_id", "due_time"),
+    Index(None, "moving_to"),
 )
 
 operation_labels = Table(
@@ -186,6 +198,9 @@ trainers = Table(
     Column("lease_expire_time", BigInteger, nullable=False),
     # It said that it is about to stop.
     Column("stopping", Boolean, nullable=False),
-    # A person asked for no new work on it.
+    # A person asked for no new work on it, and for what it runs to move.
     Column("drained", Boolean, nullable=False),
+    # As JSON.
+    Column("labels", Text, nullable=False, server_default="{}"),
+    Column("heard_time", BigInteger, nullable=False, server_default="0"),
 )

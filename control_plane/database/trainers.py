@@ -21,6 +21,8 @@ class TrainerRecord:
     lease_expire_time: int
     stopping: bool
     drained: bool
+    labels: str
+    heard_time: int
 
     def alive(self, now: int) -> bool:
         """Whether its lease holds."""
@@ -39,6 +41,8 @@ def register(
     environment: bytes,
     lease_expire_time: int,
     stopping: bool,
+    labels: str,
+    heard_time: int,
 ) -> None:
     """Inserts a trainer or renews its lease; `drained` is left as it is."""
     values = {
@@ -47,6 +51,8 @@ def register(
         "environment": environment,
         "lease_expire_time": lease_expire_time,
         "stopping": stopping,
+        "labels": labels,
+        "heard_time": heard_time,
     }
     renewed = connection.execute(
         update(trainers).where(trainers.c.trainer_id == trainer_id).values(**values)

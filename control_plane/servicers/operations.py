@@ -49,6 +49,11 @@ class OperationServicer(operations_pb2_grpc.OperationServiceServicer):
     ) -> operations_pb2.ListOperationsResponse:
         return await self._operations.list(request)
 
+    async def UpdateOperation(
+        self, request: operations_pb2.UpdateOperationRequest, _context: Context
+    ) -> operations_pb2.Operation:
+        return await self._operations.update(request)
+
     def WatchOperation(
         self, request: operations_pb2.WatchOperationRequest, _context: Context
     ) -> AsyncIterator[operations_pb2.WatchOperationResponse]:

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from everstep.control.v1 import checkpoints_pb2, operations_pb2, trainers_pb2
 from everstep.control.v1.checkpoints_pb2 import CheckpointPart
 from everstep.control.v1.operations_pb2 import Operation, OperationState, RestartPolicy
+from everstep.errors import EverstepError, Reason
 from everstep.rpc.options import UNARY_DEADLINE_SECONDS
 from everstep.training.v1.checkpoint_pb2 import Checkpoint
 from everstep.training.v1.strategy_pb2 import StrategyOverrides, TrainingStrategy
@@ -74,9 +75,15 @@ def create_operation(
     labels: Mapping[str, str] | None = None,
     restart_policy: RestartPolicy | None = None,
     from_checkpoint: str = "",
+    priority: int = 0,
+    trainer_labels: Mapping[str, str] | None = None,
     request_id: str = "",
 ) -> Call[Operation]:
-    """Starts a training; it is durable when the call returns."""
+    """Starts a training; it is durable when the call returns.
+
+    Raises:
+        EverstepError: INVALID_REQUEST for a priority that is no number of 32 bits.
+    """
     request = operations_pb2.CreateOperationRequest(
         request_id=request_id or str(uuid.uuid4()),
         display_name=display_name,
@@ -84,6 +91,8 @@ def create_operation(
         labels=dict(labels or {}),
         restart_policy=restart_policy,
         from_checkpoint=from_checkpoint,
+        priority=_priority(priority),
+        trainer_labels=dict(trainer_labels or {}),
     )
     return Call(OPERATIONS, "CreateOperation", request, Operation)
 
@@ -105,6 +114,18 @@ def list_operations(
     )
     call = Call(OPERATIONS, "ListOperations", request, operations_pb2.ListOperationsResponse)
     return Pages(call, lambda page: page.operations)
+
+
+def update_operation(operation_id: str, *, priority: int) -> Call[Operation]:
+    """Changes an operation's place in the queue.
+
+    Raises:
+        EverstepError: INVALID_REQUEST for a priority that is no number of 32 bits.
+    """
+    request = operations_pb2.UpdateOperationRequest(
+        operation_id=operation_id, priority=_priority(priority)
+    )
+    return Call(OPERATIONS, "UpdateOperation", request, Operation)
 
 
 def watch_operation(
@@ -233,6 +254,15 @@ def list_trainers() -> Call[trainers_pb2.ListTrainersResponse]:
 
 
 def drain_trainer(trainer_id: str, *, undo: bool) -> Call[trainers_pb2.Trainer]:
-    """Gives a trainer no new work, or work again."""
+    """Gives a trainer no new work and moves what it runs, or gives it work again."""
     request = trainers_pb2.DrainTrainerRequest(trainer_id=trainer_id, undo=undo)
     return Call(TRAINERS, "DrainTrainer", request, trainers_pb2.Trainer)
+
+
+def _priority(priority: int) -> int:
+    """What the message can carry; the service knows the limits."""
+    if not -(2**31) <= priority < 2**31:
+        raise EverstepError(
+            Reason.INVALID_REQUEST, f"priority is {priority}; give one from -100 to 100"
+        )
+    return priority

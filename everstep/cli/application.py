@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import click
 import typer
 from rich.markup import escape
+from typer.exceptions import TyperException
 from typer.main import get_command
 
 from everstep.cli import checkpoints, demo, diff, doctor, export, operations, stack, train, trainers
@@ -37,6 +37,7 @@ app.command()(train.train)
 app.command()(train.watch)
 app.command()(operations.ops)
 app.command()(operations.show)
+app.command()(operations.update)
 app.command()(operations.cancel)
 app.command()(train.resume)
 app.command()(train.fork)
@@ -48,7 +49,7 @@ app.command()(checkpoints.pull)
 app.command()(checkpoints.usage)
 app.command()(checkpoints.gc)
 app.add_typer(export.app, name="export", help="The log, for TensorBoard or MLflow.")
-app.add_typer(trainers.app, name="trainers", help="Trainers: list, drain.")
+app.add_typer(trainers.app, name="trainers", help="Trainers: who runs what; drain.")
 app.command()(stack.up)
 app.command()(demo.demo)
 app.command()(doctor.doctor)
@@ -64,13 +65,12 @@ def run(arguments: Sequence[str]) -> int:
         return (
             FAILED if error.reason is Reason.INTERNAL else _CODE_OF_STATUS.get(error.status, FAILED)
         )
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
+    except TyperException as error:
+        # Where a command was to be named, the help stands there already, and the message is empty.
+        if text := error.format_message():
+            messages().print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
         return USAGE
-    except click.ClickException as error:
-        error.show()
-        return USAGE
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     return code if isinstance(code, int) else 0
 

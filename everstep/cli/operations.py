@@ -61,12 +61,23 @@ def ops(
         messages().print("no operations; start one with `everstep train STRATEGY.yaml`")
         return
     print_rows(
-        ("OPERATION", "NAME", "STATE", "DONE", "EPOCH", "STEP", "ATTEMPTS", "CREATED"),
+        (
+            "OPERATION",
+            "NAME",
+            "STATE",
+            "PRIORITY",
+            "DONE",
+            "EPOCH",
+            "STEP",
+            "ATTEMPTS",
+            "CREATED",
+        ),
         (
             (
                 operation.operation_id,
                 operation.display_name,
                 _state_name(operation),
+                str(operation.priority),
                 f"{operation.position.fraction:.0%}",
                 f"{operation.position.epoch}/{operation.position.total_epochs}",
                 str(operation.position.step),
@@ -138,6 +149,25 @@ def cancel(
         messages().print(f"  saved at step {step}; everstep resume {name}")
 
 
+def update(
+    operation: OperationName,
+    priority: Annotated[
+        int,
+        typer.Option(min=-100, max=100, help="Higher runs first; a point is worth an hour."),
+    ],
+    address: Address = "",
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """Change an operation's place in the queue."""
+    with connect(address) as connection:
+        name = find_operation(connection, operation).operation_id
+        updated = connection.ask(requests.update_operation(name, priority=priority))
+    if output is OutputFormat.JSON:
+        print_json(updated)
+        return
+    print(f"{name} has priority {updated.priority}")
+
+
 def checkpoint(operation: OperationName, address: Address = "") -> None:
     """Take a checkpoint now, after the current step."""
     with connect(address) as connection:
@@ -166,6 +196,8 @@ def _facts(operation: Operation) -> list[tuple[str, str]]:
         ("name", operation.display_name),
         ("state", _state_name(operation)),
         ("waits for", operation.waiting_for),
+        ("priority", str(operation.priority)),
+        ("only on", ", ".join(f"{k}={v}" for k, v in sorted(operation.trainer_labels.items()))),
         ("created", ago(operation.create_time)),
         ("labels", ", ".join(f"{k}={v}" for k, v in sorted(operation.labels.items()))),
         (

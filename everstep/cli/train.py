@@ -32,6 +32,22 @@ from everstep.errors import EverstepError, Reason
 from everstep.strategy import read_strategy
 from everstep.training.v1.strategy_pb2 import StrategyOverrides
 
+Priority = Annotated[
+    int,
+    typer.Option(
+        min=-100,
+        max=100,
+        help="Higher runs first; a point is worth an hour of waiting.",
+    ),
+]
+On = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--on",
+        metavar="KEY=VALUE",
+        help="Only on a trainer with this label; may be given several times.",
+    ),
+]
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Do not watch; print the id.")]
 
 
@@ -45,15 +61,21 @@ def train(
         str,
         typer.Option(metavar="CHECKPOINT", help="Begin with this checkpoint's state: a fork."),
     ] = "",
+    priority: Priority = 0,
+    on: On = None,
     detach: Detach = False,
     address: Address = "",
     output: Output = OutputFormat.TABLE,
 ) -> None:
     """Start a training and watch it. Ctrl-C detaches; the training goes on."""
     parsed = read_strategy(strategy)
-    labels = dict(_label(text) for text in label or [])
     call = requests.create_operation(
-        parsed, display_name=name, labels=labels, from_checkpoint=from_checkpoint
+        parsed,
+        display_name=name,
+        labels=_labels(label),
+        from_checkpoint=from_checkpoint,
+        priority=priority,
+        trainer_labels=_labels(on),
     )
     with connect(address) as connection:
         _detached_or_watched(connection, connection.ask(call), 0, detach, output)
@@ -112,6 +134,8 @@ def fork(
         float | None, typer.Option(min=0.0, help="The optimizer's, in place of the strategy's.")
     ] = None,
     name: Annotated[str, typer.Option(help="Shown in lists; default: the strategy's name.")] = "",
+    priority: Priority = 0,
+    on: On = None,
     detach: Detach = False,
     address: Address = "",
     output: Output = OutputFormat.TABLE,
@@ -128,7 +152,13 @@ def fork(
             strategy.training.epochs = epochs
         if learning_rate is not None:
             strategy.optimizer.args["lr"] = learning_rate
-        call = requests.create_operation(strategy, display_name=name, from_checkpoint=chosen)
+        call = requests.create_operation(
+            strategy,
+            display_name=name,
+            from_checkpoint=chosen,
+            priority=priority,
+            trainer_labels=_labels(on),
+        )
         _detached_or_watched(connection, connection.ask(call), 0, detach, output)
 
 
@@ -221,6 +251,10 @@ def _detached_or_watched(
             f"[bold]{escape(operation.display_name)}[/] is operation [bold cyan]{name}[/]"
         )
     follow(connection, name, after, output)
+
+
+def _labels(texts: list[str] | None) -> dict[str, str]:
+    return dict(_label(text) for text in texts or [])
 
 
 def _label(text: str) -> tuple[str, str]:

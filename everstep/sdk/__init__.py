@@ -83,7 +83,7 @@ from everstep.sdk.operations import (
     WorkAtRisk,
 )
 from everstep.sdk.strategy import Strategy, StrategySource
-from everstep.sdk.trainers import Trainer, TrainerEnvironment
+from everstep.sdk.trainers import RunningAttempt, Trainer, TrainerEnvironment
 
 __all__ = [
     "AlreadyCompleted",
@@ -142,6 +142,7 @@ __all__ = [
     "Position",
     "Reason",
     "ResumeConflict",
+    "RunningAttempt",
     "ServiceUnavailable",
     "StateChanged",
     "StepMetrics",

@@ -56,6 +56,8 @@ class AsyncClient:
         name: str = "",
         labels: Mapping[str, str] | None = None,
         from_checkpoint: str = "",
+        priority: int = 0,
+        trainer_labels: Mapping[str, str] | None = None,
         request_id: str = "",
     ) -> AsyncHandle:
         """Starts a training; it is durable when this returns; see Client.train."""
@@ -64,6 +66,8 @@ class AsyncClient:
             display_name=name,
             labels=labels,
             from_checkpoint=from_checkpoint,
+            priority=priority,
+            trainer_labels=trainer_labels,
             request_id=request_id,
         )
         return AsyncHandle(self._connection, (await self._connection.ask(call)).operation_id)
@@ -137,6 +141,6 @@ class AsyncClient:
         return [translation.trainer(message) for message in found]
 
     async def drain_trainer(self, trainer_id: str, *, undo: bool = False) -> Trainer:
-        """Gives a trainer no new work, or work again; see Client.drain_trainer."""
+        """Empties a trainer, or gives it work again; see Client.drain_trainer."""
         message = await self._connection.ask(requests.drain_trainer(trainer_id, undo=undo))
         return translation.trainer(message)

@@ -91,6 +91,8 @@ class AsyncHandle:
         checkpoint: str = "",
         name: str = "",
         labels: Mapping[str, str] | None = None,
+        priority: int = 0,
+        trainer_labels: Mapping[str, str] | None = None,
         request_id: str = "",
     ) -> AsyncHandle:
         """Begins a training of its own with this one's state; see Handle.fork."""
@@ -100,9 +102,16 @@ class AsyncHandle:
             display_name=name,
             labels=labels,
             from_checkpoint=checkpoint or newest_checkpoint(parent),
+            priority=priority,
+            trainer_labels=trainer_labels,
             request_id=request_id,
         )
         return AsyncHandle(self._connection, (await self._connection.ask(call)).operation_id)
+
+    async def set_priority(self, priority: int) -> Operation:
+        """Changes its place in the queue; see Handle.set_priority."""
+        call = requests.update_operation(self.id, priority=priority)
+        return translation.operation(await self._connection.ask(call))
 
     async def checkpoint(self) -> Checkpoint:
         """Takes a checkpoint now, and waits until it is committed; see Handle.checkpoint."""

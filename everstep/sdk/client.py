@@ -58,6 +58,8 @@ class Client:
         name: str = "",
         labels: Mapping[str, str] | None = None,
         from_checkpoint: str = "",
+        priority: int = 0,
+        trainer_labels: Mapping[str, str] | None = None,
         request_id: str = "",
     ) -> Handle:
         """Starts a training; it is durable when this returns.
@@ -66,6 +68,8 @@ class Client:
             strategy: A mapping, the path of a YAML file, a Strategy or the contract's message.
             name: Shown in lists; empty: the strategy's name.
             from_checkpoint: The id of a checkpoint to begin with: a fork.
+            priority: From -100 to 100; higher runs first, a point is worth an hour of waiting.
+            trainer_labels: Only on a trainer that has all of these.
             request_id: A UUID: said again with it, the call gives the same operation.
 
         Raises:
@@ -76,6 +80,8 @@ class Client:
             display_name=name,
             labels=labels,
             from_checkpoint=from_checkpoint,
+            priority=priority,
+            trainer_labels=trainer_labels,
             request_id=request_id,
         )
         return Handle(self._connection, self._connection.ask(call).operation_id)
@@ -173,7 +179,10 @@ class Client:
         return [translation.trainer(message) for message in found]
 
     def drain_trainer(self, trainer_id: str, *, undo: bool = False) -> Trainer:
-        """Gives a trainer no new work; undo: gives it work again.
+        """Gives a trainer no new work and moves what it runs; undo: gives it work again.
+
+        Each training is handed over, and goes on with its next step, as soon as another trainer
+        alike has room; until then it stays.
 
         Raises:
             TrainerNotFound

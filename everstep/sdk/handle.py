@@ -133,6 +133,8 @@ class Handle:
         checkpoint: str = "",
         name: str = "",
         labels: Mapping[str, str] | None = None,
+        priority: int = 0,
+        trainer_labels: Mapping[str, str] | None = None,
         request_id: str = "",
     ) -> Handle:
         """Begins a training of its own with this one's state.
@@ -141,6 +143,8 @@ class Handle:
             changes: What is otherwise in its strategy, as in `{"training": {"epochs": 40}}`.
             checkpoint: Its id; empty: the newest.
             name: Shown in lists; empty: the strategy's name.
+            priority: From -100 to 100; higher runs first, a point is worth an hour of waiting.
+            trainer_labels: Only on a trainer that has all of these.
             request_id: A UUID: said again with it, the call gives the same operation.
 
         Raises:
@@ -152,9 +156,23 @@ class Handle:
             display_name=name,
             labels=labels,
             from_checkpoint=checkpoint or newest_checkpoint(parent),
+            priority=priority,
+            trainer_labels=trainer_labels,
             request_id=request_id,
         )
         return Handle(self._connection, self._connection.ask(call).operation_id)
+
+    def set_priority(self, priority: int) -> Operation:
+        """Changes its place in the queue; of a running one, for the next time that it waits.
+
+        Args:
+            priority: From -100 to 100; higher runs first, a point is worth an hour of waiting.
+
+        Raises:
+            InvalidRequest
+        """
+        call = requests.update_operation(self.id, priority=priority)
+        return translation.operation(self._connection.ask(call))
 
     def checkpoint(self, timeout: float | None = None) -> Checkpoint:
         """Takes a checkpoint after the current step, and waits until it is committed.

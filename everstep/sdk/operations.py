@@ -166,6 +166,10 @@ class Operation:
     waiting_for: str
     #: As last heard; None when no attempt runs.
     at_risk: WorkAtRisk | None
+    #: From -100 to 100; higher runs first, a point is worth an hour of waiting.
+    priority: int
+    #: It runs only on a trainer that has all of these.
+    trainer_labels: Mapping[str, str]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from everstep.sdk.operations import (
     WorkAtRisk,
 )
 from everstep.sdk.strategy import stored_strategy
-from everstep.sdk.trainers import Trainer, TrainerEnvironment
+from everstep.sdk.trainers import RunningAttempt, Trainer, TrainerEnvironment
 from everstep.training.v1 import checkpoint_pb2, progress_pb2
 
 Name = TypeVar("Name", bound=StrEnum)
@@ -63,6 +63,8 @@ def operation(message: operations_pb2.Operation) -> Operation:
         from_checkpoint_id=message.from_checkpoint.checkpoint_id,
         waiting_for=message.waiting_for,
         at_risk=work_at_risk(message.at_risk) if message.HasField("at_risk") else None,
+        priority=message.priority,
+        trainer_labels=dict(message.trainer_labels),
     )
 
 
@@ -256,6 +258,23 @@ def trainer(message: trainers_pb2.Trainer) -> Trainer:
         alive=message.alive,
         draining=message.draining,
         operation_ids=tuple(message.operation_ids),
+        labels=dict(message.labels),
+        last_heard=(
+            moment(message.last_heard_time) if message.HasField("last_heard_time") else None
+        ),
+        running=tuple(running_attempt(one) for one in message.running),
+    )
+
+
+def running_attempt(message: trainers_pb2.RunningAttempt) -> RunningAttempt:
+    """An attempt that a trainer runs."""
+    return RunningAttempt(
+        operation_id=message.operation_id,
+        name=message.display_name,
+        number=message.attempt,
+        started=moment(message.start_time),
+        position=position(message.position),
+        moving_to=message.moving_to,
     )
 
 

@@ -13,8 +13,15 @@ import pytest
 
 from checkpoint_store import open_blob_store
 from checkpoint_store.blobs import BlobStore
-from everstep.control.v1 import checkpoints_pb2_grpc, operations_pb2, operations_pb2_grpc
+from everstep.control.v1 import (
+    checkpoints_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
+    trainers_pb2,
+    trainers_pb2_grpc,
+)
 from everstep.control.v1.operations_pb2 import Operation, OperationEvent
+from everstep.control.v1.trainers_pb2 import Trainer
 from everstep.errors import EverstepError
 from everstep.rpc.options import open_channel
 from everstep.rpc.status import error_from_call
@@ -48,6 +55,7 @@ class Client:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.operations = operations_pb2_grpc.OperationServiceStub(channel)
         self.checkpoints = checkpoints_pb2_grpc.CheckpointServiceStub(channel)
+        self.registry = trainers_pb2_grpc.TrainerRegistryServiceStub(channel)
 
     async def create(self, **fields: Any) -> str:
         fields = {
@@ -75,6 +83,21 @@ class Client:
     async def resume(self, operation_id: str, **fields: Any) -> Operation:
         request = operations_pb2.ResumeOperationRequest(operation_id=operation_id, **fields)
         return await self.operations.ResumeOperation(request, timeout=10)
+
+    async def prioritise(self, operation_id: str, priority: int) -> Operation:
+        return await self.operations.UpdateOperation(
+            operations_pb2.UpdateOperationRequest(operation_id=operation_id, priority=priority),
+            timeout=10,
+        )
+
+    async def trainers(self) -> dict[str, Trainer]:
+        listed = await self.registry.ListTrainers(trainers_pb2.ListTrainersRequest(), timeout=10)
+        return {trainer.trainer_id: trainer for trainer in listed.trainers}
+
+    async def drain(self, trainer_id: str, *, undo: bool = False) -> Trainer:
+        return await self.registry.DrainTrainer(
+            trainers_pb2.DrainTrainerRequest(trainer_id=trainer_id, undo=undo), timeout=10
+        )
 
     async def watch(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypeVar
 
 import grpc
@@ -48,6 +48,8 @@ class ScriptedTraining:
         self.shown: dict[str, TrainingProgress] = {}
         self.finished = False
         self.cancel_requests: list[trainer_pb2.CancelTrainingRequest] = []
+        #: How often it was asked to stop for another trainer to go on.
+        self.hand_over_requests = 0
         self.checkpoint_requests = 0
         self._changed = asyncio.Event()
 
@@ -128,6 +130,11 @@ class ScriptedTraining:
             },
         )
 
+    def hand_over(self, step: int) -> None:
+        """Stops with a checkpoint, as it is asked to."""
+        self.commit(self.checkpoint(step))
+        self.fail(Reason.DRAINING, "handed over, as asked", restartable=True)
+
     def fail(self, reason: Reason, message: str = "it broke", *, restartable: bool = False) -> None:
         self.say(
             failed={"error": {"reason": reason, "message": message, "restartable": restartable}}
@@ -161,11 +168,19 @@ class ScriptedTraining:
 class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
     """Keeps what it is asked, and does what the test says."""
 
-    def __init__(self, trainer_id: str, control_plane: str, capacity: int = 1) -> None:
+    def __init__(
+        self,
+        trainer_id: str,
+        control_plane: str,
+        capacity: int = 1,
+        labels: Mapping[str, str] | None = None,
+        torch_version: str = "2.13.0",
+    ) -> None:
         self.trainer_id = trainer_id
+        self.labels = dict(labels or {})
         self.address = "127.0.0.1:0"
         self.capacity = capacity
-        self.torch_version = "2.13.0"
+        self.torch_version = torch_version
         #: Says no to new attempts with this.
         self.refusal: EverstepError | None = None
         #: Begins an attempt with words of its own.
@@ -228,6 +243,7 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
                 capacity=self.capacity,
                 environment=TrainerEnvironment(torch_version=self.torch_version),
                 draining=draining,
+                labels=self.labels,
             ),
             timeout=PATIENCE_SECONDS,
             wait_for_ready=True,
@@ -267,6 +283,10 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
     async def CancelTraining(self, request: Any, _context: Context) -> Any:
         self._find(request).cancel_requests.append(request)
         return trainer_pb2.CancelTrainingResponse()
+
+    async def HandOverTraining(self, request: Any, _context: Context) -> Any:
+        self._find(request).hand_over_requests += 1
+        return trainer_pb2.HandOverTrainingResponse()
 
     async def CheckpointTraining(self, request: Any, _context: Context) -> Any:
         self._find(request).checkpoint_requests += 1

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, func, select
 
 from control_plane import log_tail, times
 from control_plane.compaction import LogCompactor
@@ -14,7 +15,7 @@ from control_plane.database import events, operations, schema
 from control_plane.database.session import Database
 from control_plane.event_log import EventLog
 from control_plane.operations import Operations
-from control_plane.transitions import note_event
+from control_plane.transitions import created_event, note_event
 from everstep.control.v1.operations_pb2 import (
     OPERATION_STATE_COMPLETED,
     CreateOperationRequest,
@@ -25,6 +26,7 @@ from everstep.control.v1.operations_pb2 import (
 from everstep.errors import EverstepError, Reason
 from everstep.rpc.options import open_channel
 from tests.control_plane.conftest import Client, StartTrainer, refused, strategy
+from tests.control_plane.earlier_version import insert_row, migrate_to
 from tests.control_plane.scripted_trainer import until
 from tests.services.processes import ServiceProcess
 
@@ -175,18 +177,29 @@ async def test_pages_are_bounded_by_bytes(database: Database) -> None:
     assert all(count == 1 or size < log_tail.PAGE_BYTES + 100 for count, size in sizes)
 
 
-async def test_a_log_from_before_there_was_compaction_begins_with_1(database: Database) -> None:
-    operation_id = await create(database, 3)
+async def test_a_log_from_before_there_was_compaction_begins_with_1(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'earlier.db'}")
 
-    def older(connection: Connection) -> None:
-        connection.execute(text("ALTER TABLE operations DROP COLUMN first_sequence"))
-        connection.execute(text("ALTER TABLE operations DROP COLUMN at_risk"))
-        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    def fill(connection: Connection) -> None:
+        migrate_to(connection, "0001")
+        insert_row(
+            connection,
+            "operations",
+            operation_id="op-1",
+            state="PENDING",
+            metrics="{}",
+            last_sequence=1,
+        )
+        created = created_event("created")
+        created.sequence = 1
+        payload = created.SerializeToString()
+        insert_row(connection, "events", operation_id="op-1", sequence=1, payload=payload)
 
-    await database.write(older)
+    await database.write(fill)
     await database.migrate()
-    assert (await get(database, operation_id)).first_sequence == 1
-    assert len(await watch(EventLog(database), operation_id, 0, 4)) == 4
+    assert (await get(database, "op-1")).first_sequence == 1
+    assert len(await watch(EventLog(database), "op-1", 0, 1)) == 1
+    database.close()
 
 
 async def test_a_killed_compaction_leaves_a_whole_log_and_the_next_one_finishes_it(

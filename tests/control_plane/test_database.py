@@ -13,18 +13,20 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text, update
 
 from control_plane import times
-from control_plane.assignment import assign_next
+from control_plane.assignment import Assigned, assign_round
 from control_plane.attempt_log import store_end, store_words
-from control_plane.database import attempts, events, operations, schema, trainers
+from control_plane.database import attempts, events, operations, queue, schema, trainers
 from control_plane.database.session import Database
 from control_plane.event_log import EventLog
 from control_plane.operations import Operations
+from control_plane.placement import demand_digest
 from control_plane.states import TRANSITIONS, Change, State
 from control_plane.transitions import change_state, note_event
 from everstep.control.v1.operations_pb2 import CreateOperationRequest, OperationEvent
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.progress_pb2 import TrainingProgress
 from tests.control_plane.conftest import strategy
+from tests.control_plane.earlier_version import insert_row, migrate_to
 
 
 @pytest.fixture
@@ -40,13 +42,26 @@ async def create(database: Database) -> str:
     return (await service.create(CreateOperationRequest(strategy=strategy()))).operation_id
 
 
+async def register(database: Database, trainer_id: str, capacity: int) -> None:
+    await database.write(
+        trainers.register,
+        trainer_id,
+        "127.0.0.1:1",
+        capacity,
+        b"",
+        times.after(60),
+        False,
+        "{}",
+        times.now(),
+    )
+
+
 async def running(database: Database) -> str:
     """An operation with an open attempt on a registered trainer."""
     operation_id = await create(database)
-    await database.write(
-        trainers.register, "trainer-1", "127.0.0.1:1", 8, b"", times.after(60), False
-    )
-    assert await database.write(assign_next, "test", 60.0, frozenset()) == operation_id
+    await register(database, "trainer-1", capacity=8)
+    decided = await database.write(assign_round, "test", 60.0, frozenset())
+    assert decided.begun == [Assigned(operation_id, 1)]
     return operation_id
 
 
@@ -67,6 +82,36 @@ async def test_migrations_make_the_tables_that_the_code_uses(database: Database)
 
     assert await database.read(differences) == []
     await database.migrate()
+
+
+async def test_a_queue_of_an_earlier_version_keeps_its_order_and_its_demands(
+    tmp_path: Path,
+) -> None:
+    """What was queued before there were priorities and labels: by age, by environment alone."""
+    database = Database(f"sqlite:///{tmp_path / 'earlier.db'}")
+
+    def fill(connection: Connection) -> None:
+        migrate_to(connection, "0002")
+        queued = {"state": "PENDING", "metrics": "{}"}
+        insert_row(connection, "operations", operation_id="op-1", create_time=17, **queued)
+        insert_row(
+            connection, "operations", operation_id="op-2", create_time=18, attempt=1, **queued
+        )
+        insert_row(connection, "attempts", operation_id="op-2", number=1, environment=b"cpu")
+
+    await database.write(fill)
+    await database.migrate()
+    for operation_id, create_time, environment in (("op-1", 17, None), ("op-2", 18, b"cpu")):
+        operation = await database.read(operations.find, operation_id)
+        assert operation is not None
+        assert (operation.queue_time, operation.priority) == (create_time, 0)
+        assert operation.demand == demand_digest("{}", environment)
+    found = await database.read(queue.demands, State.PENDING, times.now())
+    assert [(each.trainer_labels, each.environment) for each in found] == [
+        ("{}", None),
+        ("{}", b"cpu"),
+    ]
+    database.close()
 
 
 async def test_a_database_of_a_newer_version_is_refused_untouched(database: Database) -> None:
@@ -222,30 +267,22 @@ async def test_words_of_an_attempt_that_is_over_are_refused_with_one_note(
 async def test_two_control_planes_assign_each_operation_once(database: Database) -> None:
     ids = [await create(database) for _ in range(12)]
     for number in range(3):
-        await database.write(
-            trainers.register,
-            f"trainer-{number}",
-            f"127.0.0.1:{number + 1}",
-            2,
-            b"",
-            times.after(60),
-            False,
-        )
+        await register(database, f"trainer-{number}", capacity=2)
     other = Database(database._engine.url.render_as_string(hide_password=False))
     assigned = await asyncio.gather(
         *(
-            each.write(assign_next, name, 60.0, frozenset[str]())
+            each.write(assign_round, name, 60.0, frozenset[str]())
             for _ in range(10)
             for each, name in ((database, "one"), (other, "two"))
         )
     )
     other.close()
-    given = [operation_id for operation_id in assigned if operation_id is not None]
+    given = [each.operation_id for decided in assigned for each in decided.begun]
     # On Postgres a round may find a queue that another one holds; nothing is given twice.
     assert len(given) == len(set(given)) <= 6
     load = await database.read(attempts.open_by_trainer)
-    assert all(len(operation_ids) <= 2 for operation_ids in load.values())
-    while await database.write(assign_next, "one", 60.0, frozenset[str]()) is not None:
+    assert all(len(running) <= 2 for running in load.values())
+    while (await database.write(assign_round, "one", 60.0, frozenset[str]())).begun:
         pass
     load = await database.read(attempts.open_by_trainer)
     assert {trainer_id: len(each) for trainer_id, each in load.items()} == {
@@ -253,7 +290,7 @@ async def test_two_control_planes_assign_each_operation_once(database: Database)
         "trainer-1": 2,
         "trainer-2": 2,
     }
-    assert {each for given in load.values() for each in given} <= set(ids)
+    assert {each.operation_id for running in load.values() for each in running} <= set(ids)
 
 
 async def test_another_control_plane_takes_over_when_the_lease_of_the_first_has_ended(

@@ -57,6 +57,8 @@ def operation() -> Operation:
         from_checkpoint_id="",
         waiting_for="",
         at_risk=None,
+        priority=0,
+        trainer_labels={},
     )
 
 

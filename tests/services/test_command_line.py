@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -29,17 +28,11 @@ from everstep.cli.console import OutputFormat
 from everstep.cli.train import follow
 from everstep.control.v1.operations_pb2 import OperationEvent
 from everstep.strategy import read_strategy, strategy_content
+from tests.services.commands import EVERSTEP, Everstep, environment, runner
 from tests.services.processes import PATIENCE_SECONDS, ServiceProcess, wait_for
 from tests.services.strategies import digits
 
-EVERSTEP = [str(Path(sys.executable).parent / "everstep")]
 KEYS = ("ACCESS_KEY", "SECRET_KEY")
-Everstep = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def environment(address: str) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("EVERSTEP_")}
-    return {**inherited, "EVERSTEP_ADDRESS": address, "COLUMNS": "200"}
 
 
 @pytest.fixture
@@ -54,25 +47,6 @@ def control_plane(
 @pytest.fixture
 def everstep(control_plane: ServiceProcess, tmp_path: Path) -> Everstep:
     return runner(control_plane, tmp_path)
-
-
-def runner(control_plane: ServiceProcess, folder: Path) -> Everstep:
-    """Runs commands in a folder and looks at their exit codes."""
-
-    def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        result = subprocess.run(
-            [*EVERSTEP, *arguments],
-            env=environment(control_plane.address),
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-        )
-        assert result.returncode == code, result.stdout + result.stderr
-        assert "Traceback" not in result.stderr
-        return result
-
-    return run
 
 
 def alive(process: psutil.Process) -> bool:
@@ -195,6 +169,38 @@ def test_detach_watch_cancel_resume_pull_and_diff(
     assert "would remove" in planned
     assert "would abort 0 unfinished uploads" in planned
     assert "trainer-1" in everstep("trainers").stdout
+
+
+def test_place_and_trainer_are_chosen_and_shown(everstep: Everstep, tmp_path: Path) -> None:
+    path = tmp_path / "long.yaml"
+    path.write_text(yaml.safe_dump(strategy_content(digits(epochs=300))))
+    running = everstep("train", str(path), "--name", "long one", "-d").stdout.strip()
+    waiting = everstep("train", str(path), "-d", "--priority", "-7", "--on", "gpu=h100")
+    waits = waiting.stdout.strip()
+    shown = everstep("show", waits).stdout
+    assert re.search(r"priority +-7", shown)
+    assert re.search(r"only on +gpu=h100", shown)
+    assert re.search(r"waits for +a trainer with gpu=h100: none is registered", shown)
+    assert everstep("update", waits, "--priority", "8").stdout == f"{waits} has priority 8\n"
+    assert "--priority" in everstep("update", waits, "--priority", "101", code=2).stderr
+    everstep("train", str(path), "--on", "gpu", code=2)
+    [row] = [line for line in everstep("ops").stdout.splitlines() if line.startswith(waits)]
+    assert re.search(r"pending +8 ", row)
+    everstep("cancel", waits)
+
+    def trainer() -> dict[str, Any]:
+        return json.loads(everstep("trainers", "-o", "json").stdout)
+
+    wait_for(lambda: trainer().get("running"), "the training to run")
+    [attempt] = trainer()["running"]
+    assert (attempt["operation_id"], attempt["attempt"]) == (running, 1)
+    listed = everstep("trainers").stdout
+    assert re.search(r"trainer-1 +alive +1/1 ", listed)
+    assert re.search(rf"trainer-1 +{running} +long one +1 ", listed)
+    assert everstep("trainers", "drain", "trainer-1").stdout == "trainer-1 draining\n"
+    assert everstep("trainers", "drain", "trainer-1", "--undo").stdout == "trainer-1 alive\n"
+    assert "TRAINER_NOT_FOUND" in everstep("trainers", "drain", "nobody", code=3).stderr
+    everstep("cancel", running, "--discard")
 
 
 class LosesTheInterrupt:

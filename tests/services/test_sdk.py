@@ -195,6 +195,7 @@ async def test_the_same_with_asyncio(stack: Stack, tmp_path: Path) -> None:
         assert (await client.pin(taken.id)).pinned
         assert (await client.usage()).checkpoints
         assert [trainer.id for trainer in await client.trainers()] == ["trainer-1"]
+        assert (await handle.set_priority(3)).priority == 3
         assert (await client.collect_garbage(dry_run=True)).dry_run
         fork = await handle.fork(checkpoint=taken.id, name="again")
         assert (await fork.result()).digests == result.digests

@@ -127,6 +127,26 @@ class Operation(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class TrainerLabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     OPERATION_ID_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -151,6 +171,8 @@ class Operation(_message.Message):
     WAITING_FOR_FIELD_NUMBER: _builtins.int
     AT_RISK_FIELD_NUMBER: _builtins.int
     FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    TRAINER_LABELS_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
     display_name: _builtins.str
     state: Global___OperationState.ValueType
@@ -164,6 +186,10 @@ class Operation(_message.Message):
     """Why a PENDING operation waits, in one line."""
     first_sequence: _builtins.int
     """The oldest sequence that is still in the log; 1 unless it was compacted."""
+    priority: _builtins.int
+    """Higher runs first; a point is worth an hour of waiting, so that nothing waits
+    for ever.
+    """
     @_builtins.property
     def strategy(self) -> _strategy_pb2.TrainingStrategy:
         """As resolved: defaults filled in."""
@@ -204,6 +230,10 @@ class Operation(_message.Message):
     def at_risk(self) -> _progress_pb2.WorkAtRisk:
         """As last heard from the trainer; unset when no attempt runs."""
 
+    @_builtins.property
+    def trainer_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Runs only on a trainer that announced all of these."""
+
     def __init__(
         self,
         *,
@@ -231,10 +261,12 @@ class Operation(_message.Message):
         waiting_for: _builtins.str = ...,
         at_risk: _progress_pb2.WorkAtRisk | None = ...,
         first_sequence: _builtins.int = ...,
+        priority: _builtins.int = ...,
+        trainer_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at_risk", b"at_risk", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "from_checkpoint", b"from_checkpoint", "latest_checkpoint", b"latest_checkpoint", "overrides", b"overrides", "position", b"position", "restart_policy", b"restart_policy", "result", b"result", "strategy", b"strategy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_risk", b"at_risk", "attempts", b"attempts", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "first_sequence", b"first_sequence", "from_checkpoint", b"from_checkpoint", "labels", b"labels", "last_sequence", b"last_sequence", "latest_checkpoint", b"latest_checkpoint", "metrics", b"metrics", "operation_id", b"operation_id", "overrides", b"overrides", "parent_operation_id", b"parent_operation_id", "position", b"position", "restart_policy", b"restart_policy", "result", b"result", "resumable", b"resumable", "state", b"state", "strategy", b"strategy", "strategy_digest", b"strategy_digest", "update_time", b"update_time", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_risk", b"at_risk", "attempts", b"attempts", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "first_sequence", b"first_sequence", "from_checkpoint", b"from_checkpoint", "labels", b"labels", "last_sequence", b"last_sequence", "latest_checkpoint", b"latest_checkpoint", "metrics", b"metrics", "operation_id", b"operation_id", "overrides", b"overrides", "parent_operation_id", b"parent_operation_id", "position", b"position", "priority", b"priority", "restart_policy", b"restart_policy", "result", b"result", "resumable", b"resumable", "state", b"state", "strategy", b"strategy", "strategy_digest", b"strategy_digest", "trainer_labels", b"trainer_labels", "update_time", b"update_time", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -313,12 +345,34 @@ class CreateOperationRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class TrainerLabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     STRATEGY_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     RESTART_POLICY_FIELD_NUMBER: _builtins.int
     FROM_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    TRAINER_LABELS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A UUID of the caller's; empty: the call is not idempotent."""
     display_name: _builtins.str
@@ -327,12 +381,18 @@ class CreateOperationRequest(_message.Message):
     """Forks: begins with this checkpoint's state. The strategy may be another one,
     as far as the state fits it.
     """
+    priority: _builtins.int
+    """Higher runs first; a point is worth an hour of waiting."""
     @_builtins.property
     def strategy(self) -> _strategy_pb2.TrainingStrategy: ...
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
     def restart_policy(self) -> Global___RestartPolicy: ...
+    @_builtins.property
+    def trainer_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Runs only on a trainer that announced all of these."""
+
     def __init__(
         self,
         *,
@@ -342,14 +402,41 @@ class CreateOperationRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         restart_policy: Global___RestartPolicy | None = ...,
         from_checkpoint: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        trainer_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["restart_policy", b"restart_policy", "strategy", b"strategy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "from_checkpoint", b"from_checkpoint", "labels", b"labels", "request_id", b"request_id", "restart_policy", b"restart_policy", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "from_checkpoint", b"from_checkpoint", "labels", b"labels", "priority", b"priority", "request_id", b"request_id", "restart_policy", b"restart_policy", "strategy", b"strategy", "trainer_labels", b"trainer_labels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateOperationRequest: _TypeAlias = CreateOperationRequest  # noqa: Y015
+
+@_typing.final
+class UpdateOperationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    operation_id: _builtins.str
+    priority: _builtins.int
+    """Counts the next time that it waits for a trainer."""
+    def __init__(
+        self,
+        *,
+        operation_id: _builtins.str = ...,
+        priority: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "priority", b"priority"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "operation_id", b"operation_id", "priority", b"priority"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+
+Global___UpdateOperationRequest: _TypeAlias = UpdateOperationRequest  # noqa: Y015
 
 @_typing.final
 class GetOperationRequest(_message.Message):

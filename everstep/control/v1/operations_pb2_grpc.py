@@ -50,6 +50,11 @@ class OperationServiceStub:
                 request_serializer=everstep_dot_control_dot_v1_dot_operations__pb2.ListOperationsRequest.SerializeToString,
                 response_deserializer=everstep_dot_control_dot_v1_dot_operations__pb2.ListOperationsResponse.FromString,
                 _registered_method=True)
+        self.UpdateOperation = channel.unary_unary(
+                '/everstep.control.v1.OperationService/UpdateOperation',
+                request_serializer=everstep_dot_control_dot_v1_dot_operations__pb2.UpdateOperationRequest.SerializeToString,
+                response_deserializer=everstep_dot_control_dot_v1_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
         self.WatchOperation = channel.unary_stream(
                 '/everstep.control.v1.OperationService/WatchOperation',
                 request_serializer=everstep_dot_control_dot_v1_dot_operations__pb2.WatchOperationRequest.SerializeToString,
@@ -96,6 +101,13 @@ class OperationServiceServicer:
 
     def ListOperations(self, request, context):
         """Newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateOperation(self, request, context):
+        """Changes what may be changed at any time: the place in the queue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,6 +171,11 @@ def add_OperationServiceServicer_to_server(servicer, server):
                     servicer.ListOperations,
                     request_deserializer=everstep_dot_control_dot_v1_dot_operations__pb2.ListOperationsRequest.FromString,
                     response_serializer=everstep_dot_control_dot_v1_dot_operations__pb2.ListOperationsResponse.SerializeToString,
+            ),
+            'UpdateOperation': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateOperation,
+                    request_deserializer=everstep_dot_control_dot_v1_dot_operations__pb2.UpdateOperationRequest.FromString,
+                    response_serializer=everstep_dot_control_dot_v1_dot_operations__pb2.Operation.SerializeToString,
             ),
             'WatchOperation': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchOperation,
@@ -268,6 +285,33 @@ class OperationService:
             '/everstep.control.v1.OperationService/ListOperations',
             everstep_dot_control_dot_v1_dot_operations__pb2.ListOperationsRequest.SerializeToString,
             everstep_dot_control_dot_v1_dot_operations__pb2.ListOperationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateOperation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everstep.control.v1.OperationService/UpdateOperation',
+            everstep_dot_control_dot_v1_dot_operations__pb2.UpdateOperationRequest.SerializeToString,
+            everstep_dot_control_dot_v1_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,
             insecure,

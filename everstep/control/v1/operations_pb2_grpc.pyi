@@ -38,6 +38,8 @@ class OperationServiceStub:
     GetOperation: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetOperationRequest, _operations_pb2.Operation]
     ListOperations: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListOperationsRequest, _operations_pb2.ListOperationsResponse]
     """Newest first."""
+    UpdateOperation: _grpc.UnaryUnaryMultiCallable[_operations_pb2.UpdateOperationRequest, _operations_pb2.Operation]
+    """Changes what may be changed at any time: the place in the queue."""
     WatchOperation: _grpc.UnaryStreamMultiCallable[_operations_pb2.WatchOperationRequest, _operations_pb2.WatchOperationResponse]
     """Replays the log after a sequence, then follows it. Every durable event
     comes once and in order. OK after the event that ends the operation; OK
@@ -66,6 +68,8 @@ class OperationServiceAsyncStub(OperationServiceStub):
     GetOperation: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetOperationRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     ListOperations: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListOperationsRequest, _operations_pb2.ListOperationsResponse]  # type: ignore[assignment]
     """Newest first."""
+    UpdateOperation: _aio.UnaryUnaryMultiCallable[_operations_pb2.UpdateOperationRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Changes what may be changed at any time: the place in the queue."""
     WatchOperation: _aio.UnaryStreamMultiCallable[_operations_pb2.WatchOperationRequest, _operations_pb2.WatchOperationResponse]  # type: ignore[assignment]
     """Replays the log after a sequence, then follows it. Every durable event
     comes once and in order. OK after the event that ends the operation; OK
@@ -109,6 +113,14 @@ class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ListOperationsResponse, _abc.Awaitable[_operations_pb2.ListOperationsResponse]]:
         """Newest first."""
+
+    @_abc_1.abstractmethod
+    def UpdateOperation(
+        self,
+        request: _operations_pb2.UpdateOperationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Changes what may be changed at any time: the place in the queue."""
 
     @_abc_1.abstractmethod
     def WatchOperation(

@@ -23,38 +23,51 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from everstep.training.v1 import progress_pb2 as everstep_dot_training_dot_v1_dot_progress__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"everstep/control/v1/trainers.proto\x12\x13\x65verstep.control.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x91\x01\n\x12TrainerEnvironment\x12\x15\n\rtorch_version\x18\x01 \x01(\t\x12\x16\n\x0epython_version\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x11\n\tcpu_model\x18\x04 \x01(\t\x12\x0f\n\x07threads\x18\x05 \x01(\r\x12\x18\n\x10\x65verstep_version\x18\x06 \x01(\t\"\xed\x01\n\x07Trainer\x12\x12\n\ntrainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\r\x12<\n\x0b\x65nvironment\x18\x04 \x01(\x0b\x32\'.everstep.control.v1.TrainerEnvironment\x12\x35\n\x11lease_expire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61live\x18\x06 \x01(\x08\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x15\n\roperation_ids\x18\x08 \x03(\t\"\xdc\x01\n\x16RegisterTrainerRequest\x12\x36\n\ntrainer_id\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x32\x1b^[a-z0-9][a-z0-9._-]{0,62}$\x12\x1c\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\x80\x02\x01\xc8\x01\x01\x12\x1c\n\x08\x63\x61pacity\x18\x03 \x01(\rB\n\xbaH\x07*\x05\x18\x80\x08(\x01\x12<\n\x0b\x65nvironment\x18\x04 \x01(\x0b\x32\'.everstep.control.v1.TrainerEnvironment\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\"0\n\x17RegisterTrainerResponse\x12\x15\n\rlease_seconds\x18\x01 \x01(\x01\"\x15\n\x13ListTrainersRequest\"F\n\x14ListTrainersResponse\x12.\n\x08trainers\x18\x01 \x03(\x0b\x32\x1c.everstep.control.v1.Trainer\"[\n\x13\x44rainTrainerRequest\x12\x36\n\ntrainer_id\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x32\x1b^[a-z0-9][a-z0-9._-]{0,62}$\x12\x0c\n\x04undo\x18\x02 \x01(\x08\x32\xc3\x02\n\x16TrainerRegistryService\x12l\n\x0fRegisterTrainer\x12+.everstep.control.v1.RegisterTrainerRequest\x1a,.everstep.control.v1.RegisterTrainerResponse\x12\x63\n\x0cListTrainers\x12(.everstep.control.v1.ListTrainersRequest\x1a).everstep.control.v1.ListTrainersResponse\x12V\n\x0c\x44rainTrainer\x12(.everstep.control.v1.DrainTrainerRequest\x1a\x1c.everstep.control.v1.Trainerb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"everstep/control/v1/trainers.proto\x12\x13\x65verstep.control.v1\x1a\x1b\x62uf/validate/validate.proto\x1a#everstep/training/v1/progress.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x91\x01\n\x12TrainerEnvironment\x12\x15\n\rtorch_version\x18\x01 \x01(\t\x12\x16\n\x0epython_version\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x11\n\tcpu_model\x18\x04 \x01(\t\x12\x0f\n\x07threads\x18\x05 \x01(\r\x12\x18\n\x10\x65verstep_version\x18\x06 \x01(\t\"\xc1\x03\n\x07Trainer\x12\x12\n\ntrainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\r\x12<\n\x0b\x65nvironment\x18\x04 \x01(\x0b\x32\'.everstep.control.v1.TrainerEnvironment\x12\x35\n\x11lease_expire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61live\x18\x06 \x01(\x08\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x15\n\roperation_ids\x18\x08 \x03(\t\x12\x38\n\x06labels\x18\t \x03(\x0b\x32(.everstep.control.v1.Trainer.LabelsEntry\x12\x33\n\x0flast_heard_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x07running\x18\x0b \x03(\x0b\x32#.everstep.control.v1.RunningAttempt\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xca\x01\n\x0eRunningAttempt\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x08position\x18\x05 \x01(\x0b\x32&.everstep.training.v1.TrainingPosition\x12\x11\n\tmoving_to\x18\x06 \x01(\t\"\x87\x03\n\x16RegisterTrainerRequest\x12\x36\n\ntrainer_id\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x32\x1b^[a-z0-9][a-z0-9._-]{0,62}$\x12\x1c\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\x80\x02\x01\xc8\x01\x01\x12\x1c\n\x08\x63\x61pacity\x18\x03 \x01(\rB\n\xbaH\x07*\x05\x18\x80\x08(\x01\x12<\n\x0b\x65nvironment\x18\x04 \x01(\x0b\x32\'.everstep.control.v1.TrainerEnvironment\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12z\n\x06labels\x18\x06 \x03(\x0b\x32\x37.everstep.control.v1.RegisterTrainerRequest.LabelsEntryB1\xbaH.\x9a\x01+\x10@\" r\x1e\x32\x1c^[a-z0-9][a-z0-9._/-]{0,62}$*\x05r\x03\x18\x80\x02\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"0\n\x17RegisterTrainerResponse\x12\x15\n\rlease_seconds\x18\x01 \x01(\x01\"\x15\n\x13ListTrainersRequest\"F\n\x14ListTrainersResponse\x12.\n\x08trainers\x18\x01 \x03(\x0b\x32\x1c.everstep.control.v1.Trainer\"[\n\x13\x44rainTrainerRequest\x12\x36\n\ntrainer_id\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x32\x1b^[a-z0-9][a-z0-9._-]{0,62}$\x12\x0c\n\x04undo\x18\x02 \x01(\x08\x32\xc3\x02\n\x16TrainerRegistryService\x12l\n\x0fRegisterTrainer\x12+.everstep.control.v1.RegisterTrainerRequest\x1a,.everstep.control.v1.RegisterTrainerResponse\x12\x63\n\x0cListTrainers\x12(.everstep.control.v1.ListTrainersRequest\x1a).everstep.control.v1.ListTrainersResponse\x12V\n\x0c\x44rainTrainer\x12(.everstep.control.v1.DrainTrainerRequest\x1a\x1c.everstep.control.v1.Trainerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'everstep.control.v1.trainers_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_TRAINER_LABELSENTRY']._loaded_options = None
+  _globals['_TRAINER_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_REGISTERTRAINERREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_REGISTERTRAINERREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_REGISTERTRAINERREQUEST'].fields_by_name['trainer_id']._loaded_options = None
   _globals['_REGISTERTRAINERREQUEST'].fields_by_name['trainer_id']._serialized_options = b'\272H\037r\0352\033^[a-z0-9][a-z0-9._-]{0,62}$'
   _globals['_REGISTERTRAINERREQUEST'].fields_by_name['address']._loaded_options = None
   _globals['_REGISTERTRAINERREQUEST'].fields_by_name['address']._serialized_options = b'\272H\010r\003\200\002\001\310\001\001'
   _globals['_REGISTERTRAINERREQUEST'].fields_by_name['capacity']._loaded_options = None
   _globals['_REGISTERTRAINERREQUEST'].fields_by_name['capacity']._serialized_options = b'\272H\007*\005\030\200\010(\001'
+  _globals['_REGISTERTRAINERREQUEST'].fields_by_name['labels']._loaded_options = None
+  _globals['_REGISTERTRAINERREQUEST'].fields_by_name['labels']._serialized_options = b'\272H.\232\001+\020@\" r\0362\034^[a-z0-9][a-z0-9._/-]{0,62}$*\005r\003\030\200\002'
   _globals['_DRAINTRAINERREQUEST'].fields_by_name['trainer_id']._loaded_options = None
   _globals['_DRAINTRAINERREQUEST'].fields_by_name['trainer_id']._serialized_options = b'\272H\037r\0352\033^[a-z0-9][a-z0-9._-]{0,62}$'
-  _globals['_TRAINERENVIRONMENT']._serialized_start=122
-  _globals['_TRAINERENVIRONMENT']._serialized_end=267
-  _globals['_TRAINER']._serialized_start=270
-  _globals['_TRAINER']._serialized_end=507
-  _globals['_REGISTERTRAINERREQUEST']._serialized_start=510
-  _globals['_REGISTERTRAINERREQUEST']._serialized_end=730
-  _globals['_REGISTERTRAINERRESPONSE']._serialized_start=732
-  _globals['_REGISTERTRAINERRESPONSE']._serialized_end=780
-  _globals['_LISTTRAINERSREQUEST']._serialized_start=782
-  _globals['_LISTTRAINERSREQUEST']._serialized_end=803
-  _globals['_LISTTRAINERSRESPONSE']._serialized_start=805
-  _globals['_LISTTRAINERSRESPONSE']._serialized_end=875
-  _globals['_DRAINTRAINERREQUEST']._serialized_start=877
-  _globals['_DRAINTRAINERREQUEST']._serialized_end=968
-  _globals['_TRAINERREGISTRYSERVICE']._serialized_start=971
-  _globals['_TRAINERREGISTRYSERVICE']._serialized_end=1294
+  _globals['_TRAINERENVIRONMENT']._serialized_start=159
+  _globals['_TRAINERENVIRONMENT']._serialized_end=304
+  _globals['_TRAINER']._serialized_start=307
+  _globals['_TRAINER']._serialized_end=756
+  _globals['_TRAINER_LABELSENTRY']._serialized_start=711
+  _globals['_TRAINER_LABELSENTRY']._serialized_end=756
+  _globals['_RUNNINGATTEMPT']._serialized_start=759
+  _globals['_RUNNINGATTEMPT']._serialized_end=961
+  _globals['_REGISTERTRAINERREQUEST']._serialized_start=964
+  _globals['_REGISTERTRAINERREQUEST']._serialized_end=1355
+  _globals['_REGISTERTRAINERREQUEST_LABELSENTRY']._serialized_start=711
+  _globals['_REGISTERTRAINERREQUEST_LABELSENTRY']._serialized_end=756
+  _globals['_REGISTERTRAINERRESPONSE']._serialized_start=1357
+  _globals['_REGISTERTRAINERRESPONSE']._serialized_end=1405
+  _globals['_LISTTRAINERSREQUEST']._serialized_start=1407
+  _globals['_LISTTRAINERSREQUEST']._serialized_end=1428
+  _globals['_LISTTRAINERSRESPONSE']._serialized_start=1430
+  _globals['_LISTTRAINERSRESPONSE']._serialized_end=1500
+  _globals['_DRAINTRAINERREQUEST']._serialized_start=1502
+  _globals['_DRAINTRAINERREQUEST']._serialized_end=1593
+  _globals['_TRAINERREGISTRYSERVICE']._serialized_start=1596
+  _globals['_TRAINERREGISTRYSERVICE']._serialized_end=1919
 # @@protoc_insertion_point(module_scope)

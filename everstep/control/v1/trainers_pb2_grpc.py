@@ -70,7 +70,10 @@ class TrainerRegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DrainTrainer(self, request, context):
-        """Gives a trainer no new work; with undo, gives it work again.
+        """Gives a trainer no new work, and moves what it runs: each training is handed
+        over with a checkpoint, and goes on with its next step, as soon as another
+        trainer alike has room for it; until then it stays. With undo, gives it work
+        again; what is on its way already moves nevertheless.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,11 @@ class TrainerRegistryServiceStub:
     """Registration is the heartbeat: said again every third of the lease."""
     ListTrainers: _grpc.UnaryUnaryMultiCallable[_trainers_pb2.ListTrainersRequest, _trainers_pb2.ListTrainersResponse]
     DrainTrainer: _grpc.UnaryUnaryMultiCallable[_trainers_pb2.DrainTrainerRequest, _trainers_pb2.Trainer]
-    """Gives a trainer no new work; with undo, gives it work again."""
+    """Gives a trainer no new work, and moves what it runs: each training is handed
+    over with a checkpoint, and goes on with its next step, as soon as another
+    trainer alike has room for it; until then it stays. With undo, gives it work
+    again; what is on its way already moves nevertheless.
+    """
 
 @_typing.type_check_only
 class TrainerRegistryServiceAsyncStub(TrainerRegistryServiceStub):
@@ -48,7 +52,11 @@ class TrainerRegistryServiceAsyncStub(TrainerRegistryServiceStub):
     """Registration is the heartbeat: said again every third of the lease."""
     ListTrainers: _aio.UnaryUnaryMultiCallable[_trainers_pb2.ListTrainersRequest, _trainers_pb2.ListTrainersResponse]  # type: ignore[assignment]
     DrainTrainer: _aio.UnaryUnaryMultiCallable[_trainers_pb2.DrainTrainerRequest, _trainers_pb2.Trainer]  # type: ignore[assignment]
-    """Gives a trainer no new work; with undo, gives it work again."""
+    """Gives a trainer no new work, and moves what it runs: each training is handed
+    over with a checkpoint, and goes on with its next step, as soon as another
+    trainer alike has room for it; until then it stays. With undo, gives it work
+    again; what is on its way already moves nevertheless.
+    """
 
 class TrainerRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Who can train."""
@@ -74,6 +82,10 @@ class TrainerRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trainers_pb2.DrainTrainerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trainers_pb2.Trainer, _abc.Awaitable[_trainers_pb2.Trainer]]:
-        """Gives a trainer no new work; with undo, gives it work again."""
+        """Gives a trainer no new work, and moves what it runs: each training is handed
+        over with a checkpoint, and goes on with its next step, as soon as another
+        trainer alike has room for it; until then it stays. With undo, gives it work
+        again; what is on its way already moves nevertheless.
+        """
 
 def add_TrainerRegistryServiceServicer_to_server(servicer: TrainerRegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

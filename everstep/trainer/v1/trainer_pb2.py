@@ -29,7 +29,7 @@ from everstep.training.v1 import strategy_pb2 as everstep_dot_training_dot_v1_do
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!everstep/trainer/v1/trainer.proto\x12\x13\x65verstep.trainer.v1\x1a\x1b\x62uf/validate/validate.proto\x1a%everstep/training/v1/checkpoint.proto\x1a#everstep/training/v1/progress.proto\x1a#everstep/training/v1/strategy.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x01\n\x14StartTrainingRequest\x12\x39\n\x0coperation_id\x18\x01 \x01(\tB#\xbaH r\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\xd8\x01\x01\x12\x1c\n\x07\x61ttempt\x18\x02 \x01(\rB\x0b\xbaH\x08*\x06\x18\xff\x93\xeb\xdc\x03\x12@\n\x08strategy\x18\x03 \x01(\x0b\x32&.everstep.training.v1.TrainingStrategyB\x06\xbaH\x03\xc8\x01\x01\x12\x0f\n\x07\x62\x61tches\x18\x04 \x01(\x08\"\xd4\x02\n\x15ResumeTrainingRequest\x12\x39\n\x0coperation_id\x18\x01 \x01(\tB#\xbaH r\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\xd8\x01\x01\x12\x1c\n\x07\x61ttempt\x18\x02 \x01(\rB\x0b\xbaH\x08*\x06\x18\xff\x93\xeb\xdc\x03\x12@\n\x08strategy\x18\x03 \x01(\x0b\x32&.everstep.training.v1.TrainingStrategyB\x06\xbaH\x03\xc8\x01\x01\x12\x45\n\ncheckpoint\x18\x04 \x01(\x0b\x32).everstep.training.v1.CheckpointReferenceB\x06\xbaH\x03\xc8\x01\x01\x12:\n\toverrides\x18\x05 \x01(\x0b\x32\'.everstep.training.v1.StrategyOverrides\x12\x0c\n\x04\x66ork\x18\x06 \x01(\x08\x12\x0f\n\x07\x62\x61tches\x18\x07 \x01(\x08\"\x94\x01\n\x14WatchTrainingRequest\x12\x36\n\x0coperation_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\x12\x1e\n\x07\x61ttempt\x18\x02 \x01(\rB\r\xbaH\n*\x08\x18\xff\x93\xeb\xdc\x03(\x01\x12\x13\n\x0b\x61\x66ter_index\x18\x03 \x01(\x04\x12\x0f\n\x07\x62\x61tches\x18\x04 \x01(\x08\"\x80\x01\n\x15\x43\x61ncelTrainingRequest\x12\x36\n\x0coperation_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\x12\x1e\n\x07\x61ttempt\x18\x02 \x01(\rB\r\xbaH\n*\x08\x18\xff\x93\xeb\xdc\x03(\x01\x12\x0f\n\x07\x64iscard\x18\x03 \x01(\x08\"\x18\n\x16\x43\x61ncelTrainingResponse\"s\n\x19\x43heckpointTrainingRequest\x12\x36\n\x0coperation_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\x12\x1e\n\x07\x61ttempt\x18\x02 \x01(\rB\r\xbaH\n*\x08\x18\xff\x93\xeb\xdc\x03(\x01\"\x1c\n\x1a\x43heckpointTrainingResponse\"o\n\x15\x46orgetTrainingRequest\x12\x36\n\x0coperation_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\x12\x1e\n\x07\x61ttempt\x18\x02 \x01(\rB\r\xbaH\n*\x08\x18\xff\x93\xeb\xdc\x03(\x01\"\x18\n\x16\x46orgetTrainingResponse\"\x16\n\x14ListTrainingsRequest\"[\n\x15ListTrainingsResponse\x12\x30\n\ttrainings\x18\x01 \x03(\x0b\x32\x1d.everstep.trainer.v1.Training\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\r\"\x81\x02\n\x08Training\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x10\n\x08\x66inished\x18\x03 \x01(\x08\x12\x12\n\nlast_index\x18\x04 \x01(\x04\x12\x38\n\x08position\x18\x05 \x01(\x0b\x32&.everstep.training.v1.TrainingPosition\x12*\n\x05phase\x18\x06 \x01(\x0e\x32\x1b.everstep.training.v1.Phase\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nprocess_id\x18\x08 \x01(\x03\x32\xf9\x05\n\x0eTrainerService\x12\x64\n\rStartTraining\x12).everstep.trainer.v1.StartTrainingRequest\x1a&.everstep.training.v1.TrainingProgress0\x01\x12\x66\n\x0eResumeTraining\x12*.everstep.trainer.v1.ResumeTrainingRequest\x1a&.everstep.training.v1.TrainingProgress0\x01\x12\x64\n\rWatchTraining\x12).everstep.trainer.v1.WatchTrainingRequest\x1a&.everstep.training.v1.TrainingProgress0\x01\x12i\n\x0e\x43\x61ncelTraining\x12*.everstep.trainer.v1.CancelTrainingRequest\x1a+.everstep.trainer.v1.CancelTrainingResponse\x12u\n\x12\x43heckpointTraining\x12..everstep.trainer.v1.CheckpointTrainingRequest\x1a/.everstep.trainer.v1.CheckpointTrainingResponse\x12\x66\n\rListTrainings\x12).everstep.trainer.v1.ListTrainingsRequest\x1a*.everstep.trainer.v1.ListTrainingsResponse\x12i\n\x0e\x46orgetTraining\x12*.everstep.trainer.v1.ForgetTrainingRequest\x1a+.everstep.trainer.v1.ForgetTrainingResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!everstep/trainer/v1/trainer.proto\x12\x13\x65verstep.trainer.v1\x1a\x1b\x62uf/validate/validate.proto\x1a%everstep/training/v1/checkpoint.proto\x1a#everstep/training/v1/progress.proto\x1a#everstep/training/v1/strategy.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x01\n\x14StartTrainingRequest\x12\x39\n\x0coperation_id\x18\x01 \x01(\tB#\xbaH r\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\xd8\x01\x01\x12\x1c\n\x07\x61ttempt\x18\x02 \x01(\rB\x0b\xbaH\x08*\x06\x18\xff\x93\xeb\xdc\x03\x12@\n\x08strategy\x18\x03 \x01(\x0b\x32&.everstep.training.v1.TrainingStrategyB\x06\xbaH\x03\xc8\x01\x01\x12\x0f\n\x07\x62\x61tches\x18\x04 \x01(\x08\"\xd4\x02\n\x15ResumeTrainingRequest\x12\x39\n\x0coperation_id\x18\x01 \x01(\tB#\xbaH r\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\xd8\x01\x01\x12\x1c\n\x07\x61ttempt\x18\x02 \x01(\rB\x0b\xbaH\x08*\x06\x18\xff\x93\xeb\xdc\x03\x12@\n\x08strategy\x18\x03 \x01(\x0b\x32&.everstep.training.v1.TrainingStrategyB\x06\xbaH\x03\xc8\x01\x01\x12\x45\n\ncheckpoint\x18\x04 \x01(\x0b\x32).everstep.training.v1.CheckpointReferenceB\x06\xbaH\x03\xc8\x01\x01\x12:\n\toverrides\x18\x05 \x01(\x0b\x32\'.everstep.training.v1.StrategyOverrides\x12\x0c\n\x04\x66ork\x18\x06 \x01(\x08\x12\x0f\n\x07\x62\x61tches\x18\x07 \x01(\x08\"\x94\x01\n\x14WatchTrainingRequest\x12\x36\n\x0coperation_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\x12\x1e\n\x07\x61ttempt\x18\x02 \x01(\rB\r\xbaH\n*\x08\x18\xff\x93\xeb\xdc\x03(\x01\x12\x13\n\x0b\x61\x66ter_index\x18\x03 \x01(\x04\x12\x0f\n\x07\x62\x61tches\x18\x04 \x01(\x08\"\x80\x01\n\x15\x43\x61ncelTrainingRequest\x12\x36\n\x0coperation_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\x12\x1e\n\x07\x61ttempt\x18\x02 \x01(\rB\r\xbaH\n*\x08\x18\xff\x93\xeb\xdc\x03(\x01\x12\x0f\n\x07\x64iscard\x18\x03 \x01(\x08\"\x18\n\x16\x43\x61ncelTrainingResponse\"q\n\x17HandOverTrainingRequest\x12\x36\n\x0coperation_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\x12\x1e\n\x07\x61ttempt\x18\x02 \x01(\rB\r\xbaH\n*\x08\x18\xff\x93\xeb\xdc\x03(\x01\"\x1a\n\x18HandOverTrainingResponse\"s\n\x19\x43heckpointTrainingRequest\x12\x36\n\x0coperation_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\x12\x1e\n\x07\x61ttempt\x18\x02 \x01(\rB\r\xbaH\n*\x08\x18\xff\x93\xeb\xdc\x03(\x01\"\x1c\n\x1a\x43heckpointTrainingResponse\"o\n\x15\x46orgetTrainingRequest\x12\x36\n\x0coperation_id\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,63}$\x12\x1e\n\x07\x61ttempt\x18\x02 \x01(\rB\r\xbaH\n*\x08\x18\xff\x93\xeb\xdc\x03(\x01\"\x18\n\x16\x46orgetTrainingResponse\"\x16\n\x14ListTrainingsRequest\"[\n\x15ListTrainingsResponse\x12\x30\n\ttrainings\x18\x01 \x03(\x0b\x32\x1d.everstep.trainer.v1.Training\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\r\"\x81\x02\n\x08Training\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x10\n\x08\x66inished\x18\x03 \x01(\x08\x12\x12\n\nlast_index\x18\x04 \x01(\x04\x12\x38\n\x08position\x18\x05 \x01(\x0b\x32&.everstep.training.v1.TrainingPosition\x12*\n\x05phase\x18\x06 \x01(\x0e\x32\x1b.everstep.training.v1.Phase\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nprocess_id\x18\x08 \x01(\x03\x32\xea\x06\n\x0eTrainerService\x12\x64\n\rStartTraining\x12).everstep.trainer.v1.StartTrainingRequest\x1a&.everstep.training.v1.TrainingProgress0\x01\x12\x66\n\x0eResumeTraining\x12*.everstep.trainer.v1.ResumeTrainingRequest\x1a&.everstep.training.v1.TrainingProgress0\x01\x12\x64\n\rWatchTraining\x12).everstep.trainer.v1.WatchTrainingRequest\x1a&.everstep.training.v1.TrainingProgress0\x01\x12i\n\x0e\x43\x61ncelTraining\x12*.everstep.trainer.v1.CancelTrainingRequest\x1a+.everstep.trainer.v1.CancelTrainingResponse\x12o\n\x10HandOverTraining\x12,.everstep.trainer.v1.HandOverTrainingRequest\x1a-.everstep.trainer.v1.HandOverTrainingResponse\x12u\n\x12\x43heckpointTraining\x12..everstep.trainer.v1.CheckpointTrainingRequest\x1a/.everstep.trainer.v1.CheckpointTrainingResponse\x12\x66\n\rListTrainings\x12).everstep.trainer.v1.ListTrainingsRequest\x1a*.everstep.trainer.v1.ListTrainingsResponse\x12i\n\x0e\x46orgetTraining\x12*.everstep.trainer.v1.ForgetTrainingRequest\x1a+.everstep.trainer.v1.ForgetTrainingResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,6 +58,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELTRAININGREQUEST'].fields_by_name['operation_id']._serialized_options = b'\272H\035r\0332\031^[a-z0-9][a-z0-9-]{0,63}$'
   _globals['_CANCELTRAININGREQUEST'].fields_by_name['attempt']._loaded_options = None
   _globals['_CANCELTRAININGREQUEST'].fields_by_name['attempt']._serialized_options = b'\272H\n*\010\030\377\223\353\334\003(\001'
+  _globals['_HANDOVERTRAININGREQUEST'].fields_by_name['operation_id']._loaded_options = None
+  _globals['_HANDOVERTRAININGREQUEST'].fields_by_name['operation_id']._serialized_options = b'\272H\035r\0332\031^[a-z0-9][a-z0-9-]{0,63}$'
+  _globals['_HANDOVERTRAININGREQUEST'].fields_by_name['attempt']._loaded_options = None
+  _globals['_HANDOVERTRAININGREQUEST'].fields_by_name['attempt']._serialized_options = b'\272H\n*\010\030\377\223\353\334\003(\001'
   _globals['_CHECKPOINTTRAININGREQUEST'].fields_by_name['operation_id']._loaded_options = None
   _globals['_CHECKPOINTTRAININGREQUEST'].fields_by_name['operation_id']._serialized_options = b'\272H\035r\0332\031^[a-z0-9][a-z0-9-]{0,63}$'
   _globals['_CHECKPOINTTRAININGREQUEST'].fields_by_name['attempt']._loaded_options = None
@@ -76,20 +80,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELTRAININGREQUEST']._serialized_end=1053
   _globals['_CANCELTRAININGRESPONSE']._serialized_start=1055
   _globals['_CANCELTRAININGRESPONSE']._serialized_end=1079
-  _globals['_CHECKPOINTTRAININGREQUEST']._serialized_start=1081
-  _globals['_CHECKPOINTTRAININGREQUEST']._serialized_end=1196
-  _globals['_CHECKPOINTTRAININGRESPONSE']._serialized_start=1198
-  _globals['_CHECKPOINTTRAININGRESPONSE']._serialized_end=1226
-  _globals['_FORGETTRAININGREQUEST']._serialized_start=1228
-  _globals['_FORGETTRAININGREQUEST']._serialized_end=1339
-  _globals['_FORGETTRAININGRESPONSE']._serialized_start=1341
-  _globals['_FORGETTRAININGRESPONSE']._serialized_end=1365
-  _globals['_LISTTRAININGSREQUEST']._serialized_start=1367
-  _globals['_LISTTRAININGSREQUEST']._serialized_end=1389
-  _globals['_LISTTRAININGSRESPONSE']._serialized_start=1391
-  _globals['_LISTTRAININGSRESPONSE']._serialized_end=1482
-  _globals['_TRAINING']._serialized_start=1485
-  _globals['_TRAINING']._serialized_end=1742
-  _globals['_TRAINERSERVICE']._serialized_start=1745
-  _globals['_TRAINERSERVICE']._serialized_end=2506
+  _globals['_HANDOVERTRAININGREQUEST']._serialized_start=1081
+  _globals['_HANDOVERTRAININGREQUEST']._serialized_end=1194
+  _globals['_HANDOVERTRAININGRESPONSE']._serialized_start=1196
+  _globals['_HANDOVERTRAININGRESPONSE']._serialized_end=1222
+  _globals['_CHECKPOINTTRAININGREQUEST']._serialized_start=1224
+  _globals['_CHECKPOINTTRAININGREQUEST']._serialized_end=1339
+  _globals['_CHECKPOINTTRAININGRESPONSE']._serialized_start=1341
+  _globals['_CHECKPOINTTRAININGRESPONSE']._serialized_end=1369
+  _globals['_FORGETTRAININGREQUEST']._serialized_start=1371
+  _globals['_FORGETTRAININGREQUEST']._serialized_end=1482
+  _globals['_FORGETTRAININGRESPONSE']._serialized_start=1484
+  _globals['_FORGETTRAININGRESPONSE']._serialized_end=1508
+  _globals['_LISTTRAININGSREQUEST']._serialized_start=1510
+  _globals['_LISTTRAININGSREQUEST']._serialized_end=1532
+  _globals['_LISTTRAININGSRESPONSE']._serialized_start=1534
+  _globals['_LISTTRAININGSRESPONSE']._serialized_end=1625
+  _globals['_TRAINING']._serialized_start=1628
+  _globals['_TRAINING']._serialized_end=1885
+  _globals['_TRAINERSERVICE']._serialized_start=1888
+  _globals['_TRAINERSERVICE']._serialized_end=2762
 # @@protoc_insertion_point(module_scope)

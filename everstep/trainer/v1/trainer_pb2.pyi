@@ -171,6 +171,43 @@ class CancelTrainingResponse(_message.Message):
 Global___CancelTrainingResponse: _TypeAlias = CancelTrainingResponse  # noqa: Y015
 
 @_typing.final
+class HandOverTrainingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    operation_id: _builtins.str
+    attempt: _builtins.int
+    def __init__(
+        self,
+        *,
+        operation_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "operation_id", b"operation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandOverTrainingRequest: _TypeAlias = HandOverTrainingRequest  # noqa: Y015
+
+@_typing.final
+class HandOverTrainingResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandOverTrainingResponse: _TypeAlias = HandOverTrainingResponse  # noqa: Y015
+
+@_typing.final
 class CheckpointTrainingRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

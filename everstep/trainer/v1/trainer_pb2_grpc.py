@@ -60,6 +60,11 @@ class TrainerServiceStub:
                 request_serializer=everstep_dot_trainer_dot_v1_dot_trainer__pb2.CancelTrainingRequest.SerializeToString,
                 response_deserializer=everstep_dot_trainer_dot_v1_dot_trainer__pb2.CancelTrainingResponse.FromString,
                 _registered_method=True)
+        self.HandOverTraining = channel.unary_unary(
+                '/everstep.trainer.v1.TrainerService/HandOverTraining',
+                request_serializer=everstep_dot_trainer_dot_v1_dot_trainer__pb2.HandOverTrainingRequest.SerializeToString,
+                response_deserializer=everstep_dot_trainer_dot_v1_dot_trainer__pb2.HandOverTrainingResponse.FromString,
+                _registered_method=True)
         self.CheckpointTraining = channel.unary_unary(
                 '/everstep.trainer.v1.TrainerService/CheckpointTraining',
                 request_serializer=everstep_dot_trainer_dot_v1_dot_trainer__pb2.CheckpointTrainingRequest.SerializeToString,
@@ -117,6 +122,15 @@ class TrainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HandOverTraining(self, request, context):
+        """Asks a training to stop after its step, with a checkpoint, so that another
+        trainer goes on; answers at once. Its last word is Failed with DRAINING; one
+        that ends by itself meanwhile says so instead.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckpointTraining(self, request, context):
         """Asks for a checkpoint after the current step; CheckpointCommitted follows on the stream.
         """
@@ -159,6 +173,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.CancelTraining,
                     request_deserializer=everstep_dot_trainer_dot_v1_dot_trainer__pb2.CancelTrainingRequest.FromString,
                     response_serializer=everstep_dot_trainer_dot_v1_dot_trainer__pb2.CancelTrainingResponse.SerializeToString,
+            ),
+            'HandOverTraining': grpc.unary_unary_rpc_method_handler(
+                    servicer.HandOverTraining,
+                    request_deserializer=everstep_dot_trainer_dot_v1_dot_trainer__pb2.HandOverTrainingRequest.FromString,
+                    response_serializer=everstep_dot_trainer_dot_v1_dot_trainer__pb2.HandOverTrainingResponse.SerializeToString,
             ),
             'CheckpointTraining': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckpointTraining,
@@ -289,6 +308,33 @@ class TrainerService:
             '/everstep.trainer.v1.TrainerService/CancelTraining',
             everstep_dot_trainer_dot_v1_dot_trainer__pb2.CancelTrainingRequest.SerializeToString,
             everstep_dot_trainer_dot_v1_dot_trainer__pb2.CancelTrainingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HandOverTraining(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/everstep.trainer.v1.TrainerService/HandOverTraining',
+            everstep_dot_trainer_dot_v1_dot_trainer__pb2.HandOverTrainingRequest.SerializeToString,
+            everstep_dot_trainer_dot_v1_dot_trainer__pb2.HandOverTrainingResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,11 @@ class TrainerServiceStub:
     """Replays the durable events after an index, then follows. NOT_FOUND TRAINING_NOT_FOUND."""
     CancelTraining: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CancelTrainingRequest, _trainer_pb2.CancelTrainingResponse]
     """Asks a training to stop after its step, with a checkpoint; answers at once."""
+    HandOverTraining: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.HandOverTrainingRequest, _trainer_pb2.HandOverTrainingResponse]
+    """Asks a training to stop after its step, with a checkpoint, so that another
+    trainer goes on; answers at once. Its last word is Failed with DRAINING; one
+    that ends by itself meanwhile says so instead.
+    """
     CheckpointTraining: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.CheckpointTrainingRequest, _trainer_pb2.CheckpointTrainingResponse]
     """Asks for a checkpoint after the current step; CheckpointCommitted follows on the stream."""
     ListTrainings: _grpc.UnaryUnaryMultiCallable[_trainer_pb2.ListTrainingsRequest, _trainer_pb2.ListTrainingsResponse]
@@ -83,6 +88,11 @@ class TrainerServiceAsyncStub(TrainerServiceStub):
     """Replays the durable events after an index, then follows. NOT_FOUND TRAINING_NOT_FOUND."""
     CancelTraining: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CancelTrainingRequest, _trainer_pb2.CancelTrainingResponse]  # type: ignore[assignment]
     """Asks a training to stop after its step, with a checkpoint; answers at once."""
+    HandOverTraining: _aio.UnaryUnaryMultiCallable[_trainer_pb2.HandOverTrainingRequest, _trainer_pb2.HandOverTrainingResponse]  # type: ignore[assignment]
+    """Asks a training to stop after its step, with a checkpoint, so that another
+    trainer goes on; answers at once. Its last word is Failed with DRAINING; one
+    that ends by itself meanwhile says so instead.
+    """
     CheckpointTraining: _aio.UnaryUnaryMultiCallable[_trainer_pb2.CheckpointTrainingRequest, _trainer_pb2.CheckpointTrainingResponse]  # type: ignore[assignment]
     """Asks for a checkpoint after the current step; CheckpointCommitted follows on the stream."""
     ListTrainings: _aio.UnaryUnaryMultiCallable[_trainer_pb2.ListTrainingsRequest, _trainer_pb2.ListTrainingsResponse]  # type: ignore[assignment]
@@ -134,6 +144,17 @@ class TrainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trainer_pb2.CancelTrainingResponse, _abc.Awaitable[_trainer_pb2.CancelTrainingResponse]]:
         """Asks a training to stop after its step, with a checkpoint; answers at once."""
+
+    @_abc_1.abstractmethod
+    def HandOverTraining(
+        self,
+        request: _trainer_pb2.HandOverTrainingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trainer_pb2.HandOverTrainingResponse, _abc.Awaitable[_trainer_pb2.HandOverTrainingResponse]]:
+        """Asks a training to stop after its step, with a checkpoint, so that another
+        trainer goes on; answers at once. Its last word is Failed with DRAINING; one
+        that ends by itself meanwhile says so instead.
+        """
 
     @_abc_1.abstractmethod
     def CheckpointTraining(
