@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 
 from everstep.control.v1.operations_pb2 import (
@@ -103,8 +102,8 @@ async def test_a_place_that_is_lost_is_found_anew(
     await until(partial(asked, training), "the wish to hand over")
     # It had most room, and kept some.
     await second.stop()
-    while (await client.trainers())["trainer-1"].running[0].moving_to != "trainer-3":
-        await asyncio.sleep(0.05)
+    # The dead one is given up when its lease has ended.
+    await client.watch(operation_id, lambda event: "trainer trainer-3" in event.note.message)
     training.hand_over(30)
     (await third.begun(operation_id, 2)).complete()
     await client.until_state(operation_id, OPERATION_STATE_COMPLETED)
