@@ -1,0 +1,94 @@
+"""The control plane's database in memory: the real tables, functions and SQLite, without threads."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Final, TypeVar
+
+from sqlalchemy import Connection, create_engine, event
+from sqlalchemy.pool import StaticPool
+
+from control_plane.database.migrate import migrate
+from control_plane.database.session import Database
+from everstep.errors import EverstepError, Reason
+
+Result = TypeVar("Result")
+
+
+class Disk:
+    """What control planes share, and what outlives them.
+
+    Args:
+        draw: Says which transactions fail while it fails.
+    """
+
+    #: By URL.
+    mounted: Final[dict[str, Disk]] = {}
+
+    def __init__(self, url: str, draw: random.Random) -> None:
+        self.failing = False
+        self.draw = draw
+        self._url = url
+        memory = _empty()
+        self._engine = create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool)
+        event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
+        self.connection = self._engine.connect()
+        self.mounted[url] = self
+
+    def close(self) -> None:
+        """Nothing is left of it."""
+        del self.mounted[self._url]
+        self.connection.close()
+        self._engine.dispose()
+
+
+class SimulatedDatabase(Database):
+    """As Database; each transaction runs at one moment, between two callbacks of the loop."""
+
+    def __init__(self, url: str) -> None:
+        self._disk = Disk.mounted[url]
+        self._readers = ThreadPoolExecutor(4)
+        self._writers = ThreadPoolExecutor(1)
+
+    async def migrate(self) -> None:
+        """The tables are there."""
+
+    def close(self) -> None:
+        """The disk stays."""
+
+    def _transact(self, function: Callable[[Connection], Result], writing: bool) -> Result:
+        disk = self._disk
+        # A commit whose answer is lost, as that of a database on another machine may be.
+        unanswered = writing and disk.failing and disk.draw.random() < 0.5
+        if disk.failing and not unanswered:
+            raise _unavailable()
+        with disk.connection.begin():
+            result = function(disk.connection)
+        if unanswered:
+            raise _unavailable()
+        return result
+
+
+def _unavailable() -> EverstepError:
+    return EverstepError(Reason.DATABASE_UNAVAILABLE, "the database does not answer; try again")
+
+
+@cache
+def _tables() -> sqlite3.Connection:
+    """An empty database, migrated once for all schedules of this process."""
+    memory = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+    engine = create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool)
+    with engine.begin() as connection:
+        migrate(connection)
+    return memory
+
+
+def _empty() -> sqlite3.Connection:
+    memory = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+    _tables().backup(memory)
+    memory.execute("PRAGMA foreign_keys = ON")
+    return memory
