@@ -1,4 +1,4 @@
-"""The promises, as `make chaos` holds them against a cluster, and what only a simulation can see."""
+"""The promises, as `make chaos` holds them against a cluster, and what only a simulation sees."""
 
 from __future__ import annotations
 
@@ -7,25 +7,75 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Final
 
-from everstep.sdk import StateChanged, TrainingEvent
+from everstep.sdk import (
+    CheckpointCommitted,
+    EpochCompleted,
+    OperationState,
+    StateChanged,
+    StepMetrics,
+    TrainingEvent,
+)
 from tests.chaos import checks
 from tests.chaos.checks import Ending, Outcome
 from tests.simulation.cluster import Cluster
+from tests.simulation.training import losses
 
 __all__ = ["PROMISES", "Ending", "Outcome"]
 
 Check = Callable[[Ending, Cluster], Iterator[str]]
 
 
-def _as_in_chaos(check: checks.Check) -> Check:
-    return lambda ending, _cluster: check(ending)
+def exact(ending: Ending, _cluster: Cluster) -> Iterator[str]:
+    """Also: every step that was ever told had the loss that it has when nothing happens."""
+    yield from checks.exact(ending)
+    for outcome in ending.outcomes:
+        operation = outcome.operation
+        if operation.state is OperationState.COMPLETED and operation.result is None:
+            yield f"{operation.id} is completed, and has no result"
+        wanted = losses(int(operation.strategy.content["seed"]))
+        for event in outcome.replay:
+            match event:
+                case StepMetrics(loss):
+                    told = loss
+                case EpochCompleted(_, metrics):
+                    told = metrics["val_loss"]
+                case _:
+                    continue
+            if told != wanted[event.position.step]:
+                yield f"{operation.id}: step {event.position.step} came out otherwise"
+
+
+def no_event_lost(ending: Ending, cluster: Cluster) -> Iterator[str]:
+    """Also: each attempt's events are there from its first one on, without a gap."""
+    yield from checks.no_event_lost(ending)
+    for operation_id, indexes in cluster.disk.attempt_indexes().items():
+        if indexes != list(range(1, len(indexes) + 1)):
+            yield f"attempt {operation_id}: its events are {indexes}"
+
+
+def no_half_checkpoint(ending: Ending, _cluster: Cluster) -> Iterator[str]:
+    """Also: each attempt begins with the newest checkpoint that there is when it does."""
+    yield from checks.no_half_checkpoint(ending)
+    for outcome in ending.outcomes:
+        first_steps = {attempt.number: attempt.first_step for attempt in outcome.operation.attempts}
+        committed = 0
+        for event in outcome.replay:
+            if isinstance(event, CheckpointCommitted):
+                committed = event.checkpoint.step
+            elif isinstance(event, StateChanged) and event.reason == "DISPATCHED":
+                first = first_steps.get(event.attempt)
+                if first != committed + 1:
+                    yield (
+                        f"{outcome.operation.id}: attempt {event.attempt} begins at step {first}, "
+                        f"and there is a checkpoint of step {committed}"
+                    )
 
 
 def one_runner(ending: Ending, cluster: Cluster) -> Iterator[str]:
-    """Also: no trainer is given more than it takes; each attempt's words come in its order."""
+    """Also: attempts are counted, and no trainer is given more of them than it takes."""
     yield from checks.one_runner(ending)
     for outcome in ending.outcomes:
-        yield from _steps_of_attempts(outcome)
+        yield from _attempts_in_order(outcome)
     for trainer, capacity in cluster.capacities.items():
         changes: list[tuple[datetime, int]] = []
         for outcome in ending.outcomes:
@@ -39,8 +89,7 @@ def one_runner(ending: Ending, cluster: Cluster) -> Iterator[str]:
                 yield f"{trainer} was given {load} attempts, and takes {capacity}"
 
 
-def _steps_of_attempts(outcome: Outcome) -> Iterator[str]:
-    """An attempt begins where the one before it left a checkpoint, and dispatches are counted."""
+def _attempts_in_order(outcome: Outcome) -> Iterator[str]:
     numbers = [
         event.attempt
         for event in outcome.replay
@@ -53,21 +102,26 @@ def _steps_of_attempts(outcome: Outcome) -> Iterator[str]:
         yield f"{outcome.operation.id}: an attempt speaks after a later one"
 
 
-def exact(ending: Ending, _cluster: Cluster) -> Iterator[str]:
-    """Also: whoever completed says what came out."""
-    yield from checks.exact(ending)
-    for outcome in ending.outcomes:
-        if str(outcome.operation.state) == "COMPLETED" and outcome.operation.result is None:
-            yield f"{outcome.operation.id} is completed, and has no result"
+def nothing_stuck(ending: Ending, cluster: Cluster) -> Iterator[str]:
+    """Also: there is no operation that nobody asked for."""
+    yield from checks.nothing_stuck(ending)
+    asked_for = {outcome.operation.id for outcome in ending.outcomes}
+    for operation_id in cluster.disk.heads():
+        if operation_id not in asked_for:
+            yield f"nobody asked for {operation_id}"
 
 
-#: In the order of the README.
+def _as_in_chaos(check: checks.Check) -> Check:
+    return lambda ending, _cluster: check(ending)
+
+
+#: In the order of the README; collection comes after all that looks at what was there before.
 PROMISES: Final[dict[str, Check]] = {
     "exact": exact,
-    "no event lost": _as_in_chaos(checks.no_event_lost),
-    "no half checkpoint": _as_in_chaos(checks.no_half_checkpoint),
+    "no event lost": no_event_lost,
+    "no half checkpoint": no_half_checkpoint,
     "one runner": one_runner,
-    "nothing stuck": _as_in_chaos(checks.nothing_stuck),
+    "nothing stuck": nothing_stuck,
     "nothing lost to clean-up": _as_in_chaos(checks.nothing_lost_to_collection),
     "nothing unpickled": _as_in_chaos(checks.nothing_unpickled),
 }

@@ -29,8 +29,10 @@ from tests.simulation.loop import Process
 
 T = TypeVar("T")
 
-#: Between two tries of a call, and between looks at an operation that ended.
+#: Between two tries of a call.
 AGAIN_SECONDS: Final = 0.3
+#: Between two looks at an operation that has ended.
+RESUMED_SECONDS: Final = 1.5
 
 
 class Watcher:
@@ -59,7 +61,7 @@ class Watcher:
             except EverstepError as error:
                 self.errors.append(error)
             # An operation that has ended may be resumed.
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(RESUMED_SECONDS)
 
 
 class Client:

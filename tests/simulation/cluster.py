@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import tempfile
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from control_plane.server import serve as serve_control_plane
 from control_plane.settings import ControlPlaneSettings
+from everstep.errors import EverstepError
 from tests.simulation.database import Disk
 from tests.simulation.loop import Process, SimulatedLoop
 from tests.simulation.network import Network
@@ -19,6 +23,8 @@ from trainer_service.settings import TrainerSettings
 LEASE_SECONDS: Final = 2.0
 DATABASE_URL: Final = "simulated"
 CLIENT: Final = "client"
+#: After which a supervisor starts a service again that has failed.
+RESTART_SECONDS: Final = 0.5
 
 
 class Cluster:
@@ -55,10 +61,19 @@ class Cluster:
             return
         if name in self.trainers:
             trainer = self._trainer_settings(name)
-            self.processes[name] = self.loop.start(name, lambda: serve_trainer(trainer))
+            serve = partial(serve_trainer, trainer)
         else:
-            settings = self._control_plane_settings(name)
-            self.processes[name] = self.loop.start(name, lambda: serve_control_plane(settings))
+            serve = partial(serve_control_plane, self._control_plane_settings(name))
+        self.processes[name] = self.loop.start(name, lambda: self._supervised(serve))
+
+    async def _supervised(self, serve: Callable[[], Awaitable[None]]) -> None:
+        """One that cannot start, for want of its database perhaps, is started again."""
+        while True:
+            try:
+                return await serve()
+            except EverstepError as error:
+                self.network.note(f"a start failed: {error}")
+            await asyncio.sleep(RESTART_SECONDS)
 
     def kill(self, name: str) -> None:
         """As SIGKILL; its connections are reset."""

@@ -33,11 +33,26 @@ class Disk:
         self.failing = False
         self.draw = draw
         self._url = url
-        memory = _empty()
+        self._memory = memory = _empty()
         self._engine = create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool)
         event.listen(self._engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
         self.connection = self._engine.connect()
         self.mounted[url] = self
+
+    def heads(self) -> dict[str, tuple[str, int]]:
+        """State and last sequence of each operation, seen without a control plane."""
+        rows = self._memory.execute("SELECT operation_id, state, last_sequence FROM operations")
+        return {operation_id: (state, last) for operation_id, state, last in rows}
+
+    def attempt_indexes(self) -> dict[str, list[int]]:
+        """The indexes of each attempt's events in the log's order, as in `2 of op-1`."""
+        found: dict[str, list[int]] = {}
+        for operation_id, attempt, index in self._memory.execute(
+            "SELECT operation_id, attempt, attempt_index FROM events "
+            "WHERE attempt IS NOT NULL ORDER BY operation_id, sequence"
+        ):
+            found.setdefault(f"{attempt} of {operation_id}", []).append(index)
+        return found
 
     def close(self) -> None:
         """Nothing is left of it."""

@@ -205,6 +205,29 @@ class LinkLossy(LinkFault):
         scene.cluster.network.link(*self.ends).lossy = 0.5
 
 
+class ControlPlaneReplaced(Fault):
+    """It sleeps, and another one that takes over its attempts does not reach the trainers."""
+
+    kind = "control plane suspended, trainers out of reach of the others"
+
+    def inject(self, scene: Scene) -> None:
+        cluster = scene.cluster
+        cluster.loop.suspend(cluster.processes[self.target])
+        for other, trainer in self._links(cluster):
+            cluster.network.link(other, trainer).refused = True
+            cluster.network.cut(other, trainer)
+
+    def heal(self, scene: Scene) -> None:
+        cluster = scene.cluster
+        cluster.loop.resume(cluster.processes[self.target])
+        for other, trainer in self._links(cluster):
+            cluster.network.heal(other, trainer)
+
+    def _links(self, cluster: Cluster) -> list[tuple[str, str]]:
+        others = [name for name in cluster.control_planes if name != self.target]
+        return [(other, trainer) for other in others for trainer in cluster.trainers]
+
+
 class OperationFault(Fault):
     """A client does something with an operation."""
 
@@ -251,6 +274,7 @@ KINDS: Final[dict[type[Fault], int]] = {
     LinkHeld: 2,
     LinkSlow: 1,
     LinkLossy: 3,
+    ControlPlaneReplaced: 2,
     CancelledAndResumed: 3,
     CheckpointAsked: 1,
     GarbageCollected: 1,
@@ -262,7 +286,8 @@ def draw_fault(
 ) -> Fault:
     """A fault of any kind, at any of its targets."""
     (kind,) = draw.choices(list(KINDS), list(KINDS.values()))
-    seconds = draw.choice((draw.uniform(0, 1), draw.uniform(0.5, 3), 2.5 * LEASE_SECONDS))
+    beyond = LEASE_SECONDS * draw.uniform(1.2, 2.5)
+    seconds = draw.choice((draw.uniform(0, 1), draw.uniform(0.5, 3), beyond, beyond))
     if issubclass(kind, LinkFault):
         links = [
             f"{control_plane} to {other}"
@@ -278,6 +303,8 @@ def draw_fault(
         return kind(DATABASE, draw.uniform(0.05, 1.5))
     if kind in (StoreAway, StoreSlow):
         return kind(STORE, seconds)
+    if kind is ControlPlaneReplaced:
+        return kind(draw.choice(control_planes), LEASE_SECONDS * draw.uniform(2, 5))
     if kind is GarbageCollected:
         return kind("collector", 0)
     return kind(draw.choice([*control_planes, *trainers]), seconds)

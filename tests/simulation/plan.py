@@ -12,7 +12,7 @@ from everstep.training.v1.strategy_pb2 import TrainingStrategy
 from tests.simulation.faults import Fault, draw_fault
 
 #: Seconds in which faults begin.
-FAULT_SECONDS: Final = 9.0
+FAULT_SECONDS: Final = 6.0
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,15 @@ def strategy(seed: int, epochs: int, every_steps: int, keep_last: int) -> Traini
 def draw_plan(seed: int) -> Plan:
     """The schedule of a seed: always the same one."""
     draw = random.Random(seed)
-    control_planes = draw.choice((1, 1, 2))
+    control_planes = draw.choice((1, 2))
     trainers = draw.randint(1, 3)
     trainings = tuple(
         Training(
             seed=draw.randint(1, 3),
-            epochs=draw.randint(2, 3),
+            epochs=draw.randint(2, 4),
             every_steps=draw.choice((2, 3, 5)),
             keep_last=draw.randint(1, 3),
-            at=draw.uniform(0, 2),
+            at=draw.choice((0.0, draw.uniform(0, 3))),
         )
         for _ in range(draw.randint(1, 3))
     )
@@ -83,7 +83,7 @@ def draw_plan(seed: int) -> Plan:
     steps = sorted(
         (
             Step(draw.uniform(0.2, FAULT_SECONDS), draw_fault(draw, names, workers, len(trainings)))
-            for _ in range(draw.randint(2, 8))
+            for _ in range(draw.randint(2, 9))
         ),
         key=lambda step: step.at,
     )

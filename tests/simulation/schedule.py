@@ -13,7 +13,8 @@ from typing import Any, Final, TypeVar
 
 import grpc
 
-from everstep.errors import EverstepError, Unavailable
+from control_plane.states import FINAL_STATES, State
+from everstep.errors import ResumeConflict, Unavailable, WrongState
 from everstep.rpc.options import UNARY_DEADLINE_SECONDS
 from everstep.sdk import AsyncClient, Checkpoint, Event
 from everstep.sdk.checkpoints import CollectedGarbage, VerifiedCheckpoint
@@ -192,18 +193,23 @@ class Schedule:
         return True
 
     async def _is_quiet(self, scene: Scene) -> bool:
-        client = self._direct(scene)
+        heads = scene.cluster.disk.heads()
         for watcher in scene.client.watchers.values():
-            operation = await client.operation(watcher.operation_id).describe()
-            if not operation.state.is_final or watcher.sequence < operation.last_sequence:
+            state, last_sequence = heads[watcher.operation_id]
+            if state not in FINAL_STATES or watcher.sequence < last_sequence:
                 return False
-            if str(operation.state) == "CANCELLED" and operation.resumable:
+        if await self._still_running(scene):
+            return False
+        client = self._direct(scene)
+        for operation_id, (state, _) in heads.items():
+            handle = client.operation(operation_id)
+            if state == State.CANCELLED and (await handle.describe()).resumable:
                 # A cancellation whose answer was lost, perhaps: somebody lets it go on.
-                scene.client.left_cancelled.discard(watcher.operation_id)
-                with contextlib.suppress(EverstepError):
-                    await client.operation(watcher.operation_id).resume()
+                scene.client.left_cancelled.discard(operation_id)
+                with contextlib.suppress(WrongState, ResumeConflict):
+                    await handle.resume()
                 return False
-        return not await self._still_running(scene)
+        return True
 
     def _direct(self, scene: Scene) -> AsyncClient:
         return AsyncClient(f"{scene.cluster.control_planes[0]}:7070")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache
 from hashlib import sha256
 from typing import Any, Final
@@ -45,7 +45,9 @@ from trainer_service.shared_memory import write
 from trainer_service.slots import MemorySlots
 
 #: Steps of one epoch.
-EPOCH_STEPS: Final = 6
+EPOCH_STEPS: Final = 4
+#: Of the longest training.
+MAX_STEPS: Final = 10 * EPOCH_STEPS
 _CHAIN: Final = TensorSpec("chain", "U8", (32,))
 #: Every checkpoint names these too: they are stored once.
 _FROZEN: Final = TensorSpec("frozen", "U8", (32,))
@@ -103,6 +105,17 @@ _LAYOUT: Final = (
     *_CHAIN_LAYOUT.blobs,
     *plan_group("frozen", [_FROZEN], offset=_CHAIN_LAYOUT.total_bytes).blobs,
 )
+
+
+@cache
+def losses(seed: int) -> Sequence[float]:
+    """What each step comes to when nothing happens; of step 0 what there is before it."""
+    state = State(seed)
+    found = [state.loss]
+    for _ in range(MAX_STEPS):
+        state.advance()
+        found.append(state.loss)
+    return found
 
 
 @cache
@@ -256,7 +269,7 @@ class SimulatedOrchestrator:
                 self._snapshot(state, self._ending)
                 word = "cancelled" if self._ending == "CANCELLATION" else "handed_over"
                 return Finished(word, {})
-            if await self._dies(self.draw.uniform(0.05, 0.3)):
+            if await self._dies(self.draw.uniform(0.1, 0.5)):
                 return None
             state.advance()
             await self._say_step(state, total)
@@ -306,7 +319,7 @@ class SimulatedOrchestrator:
                     ),
                 )
             )
-        elif state.step % 2:
+        elif state.step % EPOCH_STEPS == 1:
             await self._progress.publish(metrics)
         else:
             self._progress.show(metrics)

@@ -22,6 +22,8 @@ from google.protobuf.internal import well_known_types
 import checkpoint_store.blob_download
 import checkpoint_store.blob_upload
 import checkpoint_store.long_uploads
+import control_plane.cancellation
+import control_plane.dispatcher
 import control_plane.garbage
 import control_plane.server
 import control_plane.trainer_channels
@@ -31,14 +33,18 @@ import trainer_service.registration
 import trainer_service.server
 import trainer_service.training_worker
 import trainer_service.uploader
+from checkpoint_store.long_uploads import LATEST_SECONDS, LONG_SECONDS, REUSE_SECONDS, SPARED
 from checkpoint_store.safetensors_layout import TensorSpec
 from everstep.control.v1.trainers_pb2 import TrainerEnvironment
+from everstep.errors import EverstepError
 from tests.simulation.database import SimulatedDatabase
 from tests.simulation.loop import PROCESS, SimulatedLoop
 from tests.simulation.network import Network, SimulatedServer
 from tests.simulation.store import EPOCH, Bucket, SimulatedStore
 from tests.simulation.training import SimulatedOrchestrator
 
+#: Of what garbage collection and uploads wait for, in a world in which all is over in a minute.
+SHRINKING: Final = 1 / 360
 _EPOCH_SECONDS: Final = EPOCH.timestamp()
 
 
@@ -134,6 +140,15 @@ def simulated(loop: SimulatedLoop, network: Network, bucket: Bucket, seed: int) 
         (checkpoint_store.blob_upload, "in_parallel", one_by_one),
         (checkpoint_store.blob_download, "in_parallel", one_by_one),
         (checkpoint_store.long_uploads, "threading", locks),
+        # Fewer looks: of what they see nothing is lost.
+        (control_plane.cancellation, "LOOK_SECONDS", 0.6),
+        (control_plane.dispatcher, "ROUND_SECONDS", 1.6),
+        # An hour of grace is ten seconds here, and what stands in relation to it shrinks alike.
+        (control_plane.garbage, "DEFAULT_GRACE", timedelta(hours=1) * SHRINKING),
+        (checkpoint_store.blob_upload, "REUSE_SECONDS", REUSE_SECONDS * SHRINKING),
+        (checkpoint_store.long_uploads, "LONG_SECONDS", LONG_SECONDS * SHRINKING),
+        (checkpoint_store.long_uploads, "LATEST_SECONDS", LATEST_SECONDS * SHRINKING),
+        (checkpoint_store.long_uploads, "SPARED", SPARED * SHRINKING),
         (control_plane.garbage, "datetime", SimulatedDatetime),
         (control_plane.trainer_channels, "open_channel", network.open_channel),
         (control_plane.server, "open_blob_store", open_store),
@@ -156,10 +171,14 @@ def simulated(loop: SimulatedLoop, network: Network, bucket: Bucket, seed: int) 
         process = PROCESS.get()
         error = entry.get("exc_info")
         error = sys.exc_info()[1] if error is True else error
-        network.note(
+        text = (
             f"{process.name if process else 'nobody'} logs: {entry['event']}: "
             f"{type(error).__name__}: {error}"
         )
+        network.note(text)
+        if not isinstance(error, EverstepError):
+            # An error that the code does not foresee, though it goes on.
+            loop.failures.append(text)
         raise structlog.DropEvent
 
     SimulatedOrchestrator.draw = chance
