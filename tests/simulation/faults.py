@@ -24,7 +24,6 @@ class Scene:
     cluster: Cluster
     client: Client
     note: Callable[[str], None]
-    draw: random.Random
     #: What clients do meanwhile.
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
 
@@ -240,8 +239,14 @@ class CancelledAndResumed(OperationFault):
     kind = "cancelled and resumed"
 
     def inject(self, scene: Scene) -> None:
-        discard = scene.draw.random() < 0.3
-        scene.ask(scene.client.cancel_and_resume(self.number, self.seconds, discard=discard))
+        scene.ask(scene.client.cancel_and_resume(self.number, self.seconds, discard=False))
+
+
+class DiscardedAndResumed(OperationFault):
+    kind = "cancelled without a checkpoint and resumed"
+
+    def inject(self, scene: Scene) -> None:
+        scene.ask(scene.client.cancel_and_resume(self.number, self.seconds, discard=True))
 
 
 class CheckpointAsked(OperationFault):
@@ -275,7 +280,8 @@ KINDS: Final[dict[type[Fault], int]] = {
     LinkSlow: 1,
     LinkLossy: 3,
     ControlPlaneReplaced: 2,
-    CancelledAndResumed: 3,
+    CancelledAndResumed: 2,
+    DiscardedAndResumed: 1,
     CheckpointAsked: 1,
     GarbageCollected: 1,
 }

@@ -13,15 +13,11 @@ from unittest.mock import patch
 
 from sqlalchemy import Connection
 
-import checkpoint_store.blob_upload
 import control_plane.assignment
 import control_plane.attempt_log
 import control_plane.dispatcher
 import control_plane.event_log
 import control_plane.operations
-import trainer_service.progress
-import trainer_service.trainings
-import trainer_service.uploader
 from control_plane import attempt_log
 from control_plane.assignment import Beginning, Trainers
 from control_plane.attempt_log import Stored

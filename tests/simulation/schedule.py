@@ -114,7 +114,7 @@ class Schedule:
         self._people = Process(CLIENT)
         self._observer = Process("observer")
         client = Client(cluster, self._people)
-        scene = Scene(cluster, client, self.note, self._draw)
+        scene = Scene(cluster, client, self.note)
         for number, training in enumerate(plan.trainings):
             scene.ask(self._create(client, number, training.at))
         await self._do_faults(scene)

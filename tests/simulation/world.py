@@ -167,6 +167,7 @@ def simulated(loop: SimulatedLoop, network: Network, bucket: Bucket, seed: int) 
         (trainer_service.training_worker, "LocalTrainingOrchestrator", SimulatedOrchestrator),
         (trainer_service.uploader, "datetime", SimulatedDatetime),
     ]
+
     def told(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> Any:
         process = PROCESS.get()
         error = entry.get("exc_info")
