@@ -76,6 +76,7 @@ class Client:
         self.faults: list[str] = []
         self._cluster = cluster
         self._turn = 0
+        self._watching: list[asyncio.Task[None]] = []
 
     @property
     def operation_ids(self) -> list[str]:
@@ -91,7 +92,7 @@ class Client:
         )
         created = await self._asked(lambda at: AsyncConnection(at).ask(call))
         self.watchers[number] = watcher = Watcher(created.operation_id)
-        asyncio.create_task(watcher.run(self._client()))
+        self._watching.append(asyncio.create_task(watcher.run(AsyncClient(self._address()))))
 
     async def cancel_and_resume(self, number: int, seconds: float, *, discard: bool) -> None:
         """Cancels an operation, waits until it has stopped, and lets it go on; perhaps twice."""
@@ -111,7 +112,9 @@ class Client:
 
     async def resume(self, operation_id: str) -> None:
         """Resumes an operation once it is cancelled; two clients do so at once, and one wins."""
-        while not (await self.state(operation_id)).is_final:
+        while True:
+            if (await self.state(operation_id)).is_final:
+                break
             await asyncio.sleep(AGAIN_SECONDS)
         answers = await asyncio.gather(
             self._resume(operation_id), self._resume(operation_id), return_exceptions=True
@@ -174,9 +177,6 @@ class Client:
                 if error.reason is not Reason.CALL_CANCELLED:
                     raise
                 await asyncio.sleep(AGAIN_SECONDS)
-
-    def _client(self) -> AsyncClient:
-        return AsyncClient(self._address())
 
     def _address(self) -> str:
         """Another control plane each time."""

@@ -60,6 +60,7 @@ class TrainingProcessKilled(Fault):
     kind = "training process killed"
 
     def inject(self, scene: Scene) -> None:
+        del scene
         for work in list(SimulatedOrchestrator.working):
             if work.process is not None and work.process.name == self.target:
                 work.kill_child()

@@ -59,6 +59,10 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         draw: Delays of threads come from here.
     """
 
+    # What BaseEventLoop keeps its callbacks in.
+    _ready: deque[Any]
+    _scheduled: list[Any]
+
     def __init__(self, draw: random.Random) -> None:
         super().__init__()
         self._now = 0.0

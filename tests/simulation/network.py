@@ -1,8 +1,8 @@
 """gRPC without a wire: channels and servers whose messages a simulated network carries, or not.
 
-The stubs, servicers, messages and the interceptor are the real ones; every message is made bytes and
-parsed again. Within one call messages keep their order, as on an HTTP/2 stream; between calls they
-come in any.
+The stubs, servicers, messages and the interceptor are the real ones; every message is made bytes
+and parsed again. Within one call messages keep their order, as on an HTTP/2 stream; between calls
+they come in any.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Network:
         """The link between two machines."""
         return self.links.setdefault((min(one, other), max(one, other)), Link())
 
-    def open_channel(self, address: str, _more: object = ()) -> SimulatedChannel:
+    def open_channel(self, address: str, _more: object = ()) -> Any:
         """In the place of `everstep.rpc.options.open_channel`."""
         return SimulatedChannel(self, address)
 

@@ -71,12 +71,12 @@ def draw_plan(seed: int) -> Plan:
     trainings = tuple(
         Training(
             seed=draw.randint(1, 3),
-            epochs=draw.randint(2, 4),
+            epochs=draw.randint(2, 3),
             every_steps=draw.choice((2, 3, 5)),
             keep_last=draw.randint(1, 3),
             at=draw.choice((0.0, draw.uniform(0, 3))),
         )
-        for _ in range(draw.randint(1, 3))
+        for _ in range(draw.choice((1, 1, 2, 3)))
     )
     names = [f"control-plane-{number}" for number in range(1, control_planes + 1)]
     workers = [f"trainer-{number}" for number in range(1, trainers + 1)]

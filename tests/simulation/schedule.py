@@ -298,21 +298,26 @@ class Schedule:
 class DirectClient:
     """What a check asks of a client: each call runs the loop until it is answered."""
 
-    def __init__(self, client: AsyncClient, observe: Callable[[Coroutine[Any, Any, T]], T]) -> None:
+    def __init__(
+        self, client: AsyncClient, look: Callable[[Coroutine[Any, Any, Any]], Any]
+    ) -> None:
         self._client = client
-        self._observe = observe
+        self._look = look
 
     def checkpoints(self) -> list[Checkpoint]:
         """As Client.checkpoints."""
-        return self._observe(_listed(self._client.checkpoints()))
+        listed: list[Checkpoint] = self._look(_listed(self._client.checkpoints()))
+        return listed
 
     def verify_all(self) -> list[VerifiedCheckpoint]:
         """As Client.verify_all."""
-        return self._observe(_listed(self._client.verify_all()))
+        verified: list[VerifiedCheckpoint] = self._look(_listed(self._client.verify_all()))
+        return verified
 
     def collect_garbage(self, *, grace: timedelta) -> CollectedGarbage:
         """As Client.collect_garbage."""
-        return self._observe(self._client.collect_garbage(grace=grace))
+        collected: CollectedGarbage = self._look(self._client.collect_garbage(grace=grace))
+        return collected
 
 
 async def _listed(items: AsyncIterator[T]) -> list[T]:

@@ -11,7 +11,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from blake3 import blake3
 
@@ -152,9 +152,9 @@ class SimulatedOrchestrator:
     """In the place of LocalTrainingOrchestrator: the process that trains, and its restarts."""
 
     #: Draws how long steps take; set for each schedule.
-    draw: random.Random = random.Random(0)
+    draw: ClassVar[random.Random] = random.Random(0)
     #: Those that train now.
-    working: dict[SimulatedOrchestrator, None] = {}
+    working: ClassVar[dict[SimulatedOrchestrator, None]] = {}
 
     def __init__(
         self,
