@@ -8,9 +8,10 @@ BENCH_READY := $(VENV)/.bench-ready
 TORCH ?= torch==2.13.0
 SOAK_MINUTES ?= 10
 CHAOS_MINUTES ?= 10
+SIMULATE_MINUTES ?= 1
 STUBS := everstep/control everstep/trainer everstep/training buf
 
-.PHONY: setup protos check-protos lint format test soak chaos demo bench-checkpoint bench-progress picture clean help
+.PHONY: setup protos check-protos lint format test soak chaos simulate demo bench-checkpoint bench-progress picture clean help
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -45,6 +46,12 @@ soak: $(READY)
 ##                    CHAOS_SEED=N replays one trial
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos $(if $(CHAOS_SEED),--seed $(CHAOS_SEED),--minutes $(CHAOS_MINUTES))
+
+## make simulate      the services' code on a simulated clock and network, faults for SIMULATE_MINUTES (1),
+##                    and every promise checked; SIMULATE_SEED=N tells one schedule
+simulate: $(READY)
+	$(BIN)/python -m tests.simulation \
+	    $(if $(SIMULATE_SEED),--seed $(SIMULATE_SEED),--minutes $(SIMULATE_MINUTES))
 
 ## make bench-checkpoint  Everstep's checkpoints beside its peers': an hour; BENCH="--rounds 1 ..." for less
 bench-checkpoint: $(BENCH_READY)

@@ -155,8 +155,9 @@ class Dispatcher:
             self._lease_renewed = time.monotonic()
         for operation_id in set(self._followers) - set(mine):
             # It has ended a moment ago, or another control plane took it while this one was away.
-            if await self._database.read(_owner_of, operation_id) not in ("", self._owner):
-                self._followers[operation_id].cancel()
+            taken = await self._database.read(_owner_of, operation_id) not in ("", self._owner)
+            if taken and (follower := self._followers.get(operation_id)) is not None:
+                follower.cancel()
 
     async def _assign(self) -> None:
         begun = True

@@ -143,6 +143,10 @@ class TrainingWorker:
             await self._drain(uploader)
         finally:
             await uploader.close()
+        discarded = self._orchestrator.discarded.is_set() and isinstance(outcome, Finished)
+        if discarded and uploader.stored is not self._orchestrator.newest_taken:
+            # Its end is not in the store, and nobody waits for it: what is there is an earlier one.
+            outcome = Finished("cancelled", {})
         return last_word(outcome, uploader.committed, uploader.error, self._progress.position)
 
     async def _drain(self, uploader: Uploader) -> None:
