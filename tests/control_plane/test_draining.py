@@ -61,19 +61,17 @@ async def test_a_training_stays_until_there_is_room_and_goes_ahead_of_the_queue(
     first = await start_trainer("trainer-1")
     moving = await client.create()
     training = await first.begun(moving)
-    second = await start_trainer("trainer-2")
-    occupying = await client.create()
-    occupied = await second.begun(occupying)
-    queued = await client.create(priority=100)
     # Its bytes would be others: no place for what runs elsewhere already.
-    other = await start_trainer("trainer-3", torch_version="2.14.0", labels={"kind": "other"})
+    await start_trainer("trainer-3", torch_version="2.14.0")
     await client.drain("trainer-1")
-    # The queue may use it.
-    unlike = await other.begun(queued)
-    unlike.complete()
-    ahead = await client.create(priority=100, trainer_labels={"kind": "other"})
-    unlike = await other.begun(ahead)
-    later = await client.create(priority=100)
+    await some_rounds(first)
+    assert not asked(training)
+    await client.drain("trainer-1", undo=True)
+
+    second = await start_trainer("trainer-2", labels={"kind": "alike"})
+    occupied = await second.begun(await client.create(trainer_labels={"kind": "alike"}))
+    later = await client.create(priority=100, trainer_labels={"kind": "alike"})
+    await client.drain("trainer-1")
     await some_rounds(first)
     assert not asked(training)
 
@@ -85,7 +83,6 @@ async def test_a_training_stays_until_there_is_room_and_goes_ahead_of_the_queue(
     training.hand_over(30)
     (await second.begun(moving, 2)).complete()
     (await second.begun(later)).complete()
-    unlike.complete()
     operation = await client.until_state(moving, OPERATION_STATE_COMPLETED)
     assert [attempt.end for attempt in operation.attempts] == ["HANDED_OVER", "COMPLETED"]
 
