@@ -34,7 +34,7 @@ from tests.simulation.world import simulated
 T = TypeVar("T")
 
 #: Seconds until all has to be quiet, once every fault is over.
-QUIET_SECONDS: Final = 240.0
+QUIET_SECONDS: Final = 120.0
 #: Between two looks at whether it is.
 LOOK_SECONDS: Final = 0.5
 

@@ -28,7 +28,6 @@ from everstep.training.v1.progress_pb2 import (
     TrainingProgress,
     TrainingRestarted,
 )
-from everstep.training.v1.strategy_pb2 import TrainingStrategy
 from tests.simulation.loop import PROCESS, Process
 from trainer_service.child.pipe import (
     Failed,
@@ -200,9 +199,7 @@ class SimulatedOrchestrator:
     ) -> Finished | Failed:
         """As LocalTrainingOrchestrator.run."""
         del digests
-        self._strategy = TrainingStrategy(
-            seed=int(train.strategy["seed"]),
-        )
+        self._seed = int(train.strategy.get("seed", 0))
         self._epochs = int(train.overrides.get("epochs") or train.strategy["training"]["epochs"])
         self._every = int(train.strategy["checkpoint"].get("every_steps", 0))
         self._snapshot_taken, self._prepare = snapshot_taken, prepare
@@ -258,8 +255,7 @@ class SimulatedOrchestrator:
         await self._phase(Phase.PHASE_PREPARING)
         if await self._dies(self.draw.uniform(0.05, 0.4)):
             return None
-        seed = self._strategy.seed
-        state = State(seed) if content is None else State.of_slot(self._slots, content)
+        state = State(self._seed) if content is None else State.of_slot(self._slots, content)
         length = _LAYOUT[-1].offset + _LAYOUT[-1].length
         await self._prepare(SlotsWanted(length, length))
         await self._phase(Phase.PHASE_TRAINING)
