@@ -17,8 +17,8 @@ from everstep.sdk import (
 )
 from tests.chaos import checks
 from tests.chaos.checks import Ending, Outcome
+from tests.simulation.chain import losses
 from tests.simulation.cluster import Cluster
-from tests.simulation.training import losses
 
 __all__ = ["PROMISES", "Ending", "Outcome"]
 

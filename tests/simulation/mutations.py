@@ -5,31 +5,31 @@ A mutation replaces a few names in the real modules while schedules run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 from unittest.mock import patch
 
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection
 
 import control_plane.assignment
-import control_plane.checkpoints
 import control_plane.event_log
 import control_plane.operations
-from checkpoint_store.blob_upload import BlobUpload
-from control_plane import attempt_ends, attempt_log
+from checkpoint_store.blob_upload import BlobUpload, MemoryBlob
+from control_plane import attempt_log
 from control_plane.assignment import Beginning, Trainers
+from control_plane.attempt_follower import AttemptFollower
 from control_plane.attempt_log import Stored
-from control_plane.database import attempts, operations, schema
+from control_plane.database import attempts, operations
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.operations import OperationRecord
 from control_plane.garbage_sweep import GarbageSweep
-from everstep.errors import EverstepError
 from everstep.training.v1.progress_pb2 import TrainingProgress
 from everstep.training.v1.strategy_pb2 import StrategyOverrides
-from trainer_service.journal import Journal
-from trainer_service.trainings import Trainings
+from tests.simulation.cluster import LEASE_SECONDS
+from tests.simulation.faults import ControlPlaneReplaced, GarbageCollected, LinkLossy, StoreSlow
+from tests.simulation.plan import Plan, Step, Training, draw_plan
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Mutation:
     name: str
     #: Module or class, attribute, and what stands there instead.
     replaced: tuple[tuple[Any, str, Any], ...]
+    #: Draws schedules in which that matters.
+    plan: Callable[[int], Plan] = draw_plan
 
     @contextmanager
     def made(self) -> Iterator[None]:
@@ -89,60 +91,45 @@ def _from_the_beginning(_connection: Connection, _operation: OperationRecord) ->
     return Beginning(None, 1, StrategyOverrides())
 
 
-def _change_whatever_the_state(
-    connection: Connection,
-    operation_id: str,
-    _sources: Iterable[str],
-    target: str,
-    _attempt: int,
-    values: Mapping[str, Any],
-) -> bool:
-    changed = connection.execute(
-        update(schema.operations)
-        .where(schema.operations.c.operation_id == operation_id)
-        .values(state=target, **values)
+async def _never_given_up(*_: object) -> bool:
+    return False
+
+
+_put = BlobUpload._put
+
+
+def _put_but_for_frozen(self: BlobUpload, digest: str, blob: MemoryBlob) -> None:
+    if blob[0] != "frozen":
+        _put(self, digest, blob)
+
+
+def _directed(seed: int, *steps: Step, control_planes: int = 2) -> Plan:
+    trainings = tuple(Training(number, 3, 2, 2, 0.5 * number) for number in (1, 2))
+    return Plan(seed, control_planes, 2, trainings, steps)
+
+
+def _replaced_control_planes(seed: int) -> Plan:
+    seconds = (2 + seed % 4) * LEASE_SECONDS
+    return _directed(
+        seed, Step(2.5, ControlPlaneReplaced(f"control-plane-{1 + seed % 2}", seconds))
     )
-    return changed.rowcount == 1
 
 
-def _store_end_twice(
-    connection: Connection, operation_id: str, number: int, error: EverstepError
-) -> bool:
-    operation = operations.lock(connection, operation_id)
-    attempt = attempts.find(connection, operation_id, number)
-    if operation is None or attempt is None:
-        return False
-    attempt_ends.end_by_error(connection, operation, attempt, error)
-    return True
+def _unanswered_creations(seed: int) -> Plan:
+    lossy = [LinkLossy(f"control-plane-{number} to client", 3.0) for number in (1, 2)]
+    return _directed(seed, *(Step(0.0, fault) for fault in lossy))
 
 
-def _take_over_always(
-    connection: Connection,
-    operation_id: str,
-    states: Sequence[str],
-    owner: str,
-    _now: int,
-    lease_time: int,
-) -> bool:
-    return _take_over(connection, operation_id, states, owner, lease_time + 1, lease_time)
-
-
-_take_over = operations.take_over
-
-
-def _owned_by_anyone(
-    connection: Connection, states: Sequence[str], owner: str, _now: int
-) -> list[str]:
-    return _owned(connection, states, owner, 2**62)
-
-
-_owned = operations.owned_or_abandoned
+def _collections_beside_uploads(seed: int) -> Plan:
+    collections = [Step(2 + number / 4, GarbageCollected("collector", 0)) for number in range(12)]
+    return _directed(seed, Step(1.5, StoreSlow("store", 6.0)), *collections, control_planes=1)
 
 
 MUTATIONS: Final = (
     Mutation(
         "words of an attempt that is over are taken",
         ((control_plane.event_log, "store_words", _store_words_unfenced),),
+        _replaced_control_planes,
     ),
     Mutation(
         "a missing index is not noticed, and the cursor runs ahead",
@@ -166,40 +153,19 @@ MUTATIONS: Final = (
     Mutation(
         "a request is not remembered",
         ((control_plane.operations, "_remember", _nothing),),
-    ),
-    Mutation(
-        "retention keeps nothing for who needs it",
-        ((control_plane.checkpoints, "_protected", lambda *_: frozenset()),),
+        _unanswered_creations,
     ),
     Mutation(
         "a collection takes what is young",
         ((GarbageSweep, "_is_old", lambda *_: True),),
+        _collections_beside_uploads,
     ),
     Mutation(
-        "a state is changed whatever it was",
-        ((operations, "change_state", _change_whatever_the_state),),
+        "an attempt is never given up",
+        ((AttemptFollower, "_after_error", _never_given_up),),
     ),
     Mutation(
-        "an attempt ends twice",
-        ((control_plane.event_log, "store_end", _store_end_twice),),
-    ),
-    Mutation(
-        "leases of control planes do not count",
-        (
-            (operations, "take_over", _take_over_always),
-            (operations, "owned_or_abandoned", _owned_by_anyone),
-        ),
-    ),
-    Mutation(
-        "a trainer begins what is over",
-        ((Trainings, "_refuse_stale", _nothing),),
-    ),
-    Mutation(
-        "a checkpoint is named before its blobs are there",
-        ((BlobUpload, "_put", _nothing),),
-    ),
-    Mutation(
-        "a trainer forgets before it is told",
-        ((Journal, "attempts", lambda _self: []),),
+        "a blob is left out",
+        ((BlobUpload, "_put", _put_but_for_frozen),),
     ),
 )

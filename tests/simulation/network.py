@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import grpc
 
-from everstep.rpc.interceptors import ErrorInterceptor
 from tests.simulation.loop import PROCESS, Process, SimulatedLoop
+from tests.simulation.servers import Aborted, CallContext, SimulatedServer, bare_error
 
 #: Seconds after which a peer that says nothing, not even to a ping, is given up.
 KEEPALIVE_SECONDS: Final = 40.0
@@ -299,12 +299,12 @@ class Call:
             handler = await server.handler(self._path)
             request = handler.request_deserializer(self._request)
             if handler.unary_unary is not None:
-                answer = await handler.unary_unary(request, _Context())
+                answer = await handler.unary_unary(request, CallContext())
                 await self._say(handler.response_serializer(answer))
             else:
-                async for message in handler.unary_stream(request, _Context()):
+                async for message in handler.unary_stream(request, CallContext()):
                     await self._say(handler.response_serializer(message))
-        except _Aborted as aborted:
+        except Aborted as aborted:
             outcome = aborted.error
         except asyncio.CancelledError:
             gone = bare_error(grpc.StatusCode.UNAVAILABLE, "the server stops")
@@ -363,90 +363,3 @@ class Call:
     def _deliver(self, action: Callable[[], None], receiver: Process | None) -> None:
         if not self._silent and (receiver is None or receiver.alive):
             action()
-
-
-class SimulatedServer:
-    """As grpc.aio.Server, as far as the services use one."""
-
-    def __init__(self, network: Network) -> None:
-        process = PROCESS.get()
-        assert process is not None
-        self.process = process
-        self.handling: dict[asyncio.Task[None], None] = {}
-        self._network = network
-        self._address = ""
-        self._methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-        self._interceptor = ErrorInterceptor()
-        self._guarded: dict[str, Any] = {}
-
-    def add_generic_rpc_handlers(self, _handlers: object) -> None:
-        """The same methods come by name."""
-
-    def add_registered_method_handlers(
-        self, service: str, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]
-    ) -> None:
-        for name, handler in handlers.items():
-            self._methods[f"/{service}/{name}"] = handler
-
-    def bind(self, address: str) -> None:
-        self._address = address
-
-    async def start(self) -> None:
-        self._network.servers[self._address] = self
-
-    async def stop(self, grace: float | None) -> None:
-        """Takes no new calls; those on their way have the grace to end."""
-        if self._network.servers.get(self._address) is self:
-            del self._network.servers[self._address]
-        if self.handling:
-            await asyncio.wait(list(self.handling), timeout=grace)
-        for task in list(self.handling):
-            task.cancel()
-
-    async def handler(self, path: str) -> Any:
-        """A method behind the real interceptor."""
-        guarded = self._guarded.get(path)
-        if guarded is None:
-            method = self._methods.get(path)
-
-            async def continuation(_: object) -> Any:
-                return method
-
-            guarded = await self._interceptor.intercept_service(
-                continuation,
-                _Details(path),  # type: ignore[arg-type]
-            )
-            if guarded is None:
-                raise _Aborted(bare_error(grpc.StatusCode.UNIMPLEMENTED, path))
-            self._guarded[path] = guarded
-        return guarded
-
-
-@dataclass(frozen=True)
-class _Details:
-    method: str
-
-
-class _Context:
-    """As grpc.aio.ServicerContext, as far as the interceptor uses one."""
-
-    async def abort_with_status(self, status: Any) -> None:
-        raise _Aborted(
-            grpc.aio.AioRpcError(
-                status.code,
-                grpc.aio.Metadata(),
-                grpc.aio.Metadata(*status.trailing_metadata),
-                status.details,
-            )
-        )
-
-
-class _Aborted(grpc.aio.AbortError):
-    def __init__(self, error: grpc.aio.AioRpcError) -> None:
-        super().__init__()
-        self.error = error
-
-
-def bare_error(code: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
-    """A status that no service of ours has said."""
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)

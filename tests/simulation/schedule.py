@@ -20,6 +20,7 @@ from everstep.sdk import AsyncClient, Checkpoint, Event
 from everstep.sdk.checkpoints import CollectedGarbage, VerifiedCheckpoint
 from everstep.trainer.v1.trainer_pb2 import ListTrainingsRequest
 from everstep.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
+from tests.simulation.chain import wanted_digests
 from tests.simulation.checks import PROMISES, Ending, Outcome
 from tests.simulation.clients import Client
 from tests.simulation.cluster import CLIENT, Cluster
@@ -28,13 +29,12 @@ from tests.simulation.loop import Process, SimulatedLoop, Stalled
 from tests.simulation.network import Network
 from tests.simulation.plan import Plan, draw_plan, strategy
 from tests.simulation.store import Bucket, SimulatedStore
-from tests.simulation.training import wanted_digests
 from tests.simulation.world import simulated
 
 T = TypeVar("T")
 
 #: Seconds until all has to be quiet, once every fault is over.
-QUIET_SECONDS: Final = 240.0
+QUIET_SECONDS: Final = 120.0
 #: Between two looks at whether it is.
 LOOK_SECONDS: Final = 0.5
 

@@ -8,17 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import cache
-from hashlib import sha256
-from typing import Any, ClassVar, Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import ClassVar
 
 from blake3 import blake3
 
-from checkpoint_store.checkpoints import state_digests
-from checkpoint_store.digests import blob_digest, tensor_digest
-from checkpoint_store.manifest import BlobEntry, TensorEntry
-from checkpoint_store.safetensors_layout import TensorSpec, parse_header, plan_group
 from everstep.training.v1.progress_pb2 import (
     EpochCompleted,
     Phase,
@@ -28,7 +22,7 @@ from everstep.training.v1.progress_pb2 import (
     TrainingProgress,
     TrainingRestarted,
 )
-from everstep.training.v1.strategy_pb2 import TrainingStrategy
+from tests.simulation.chain import EPOCH_STEPS, LAYOUT, State
 from tests.simulation.loop import PROCESS, Process
 from trainer_service.child.pipe import (
     Failed,
@@ -43,109 +37,6 @@ from trainer_service.progress import AttemptProgress
 from trainer_service.settings import TrainerSettings
 from trainer_service.shared_memory import write
 from trainer_service.slots import MemorySlots
-
-#: Steps of one epoch.
-EPOCH_STEPS: Final = 4
-#: Of the longest training.
-MAX_STEPS: Final = 10 * EPOCH_STEPS
-_CHAIN: Final = TensorSpec("chain", "U8", (32,))
-#: Every checkpoint names these too: they are stored once.
-_FROZEN: Final = TensorSpec("frozen", "U8", (32,))
-
-
-class State:
-    """All that a training is: the newest link of its chain, and what it has said of epochs."""
-
-    def __init__(self, seed: int) -> None:
-        self.step = 0
-        self.link = sha256(f"seed {seed}".encode()).digest()
-        self.frozen = sha256(f"frozen {seed}".encode()).digest()
-        self.history: list[str] = []
-
-    def advance(self) -> None:
-        """One step."""
-        self.step += 1
-        self.link = sha256(self.link + self.step.to_bytes(8, "little")).digest()
-        if self.step % EPOCH_STEPS == 0:
-            self.history.append(self.link.hex()[:8])
-
-    @property
-    def loss(self) -> float:
-        return int.from_bytes(self.link[:4], "little") / 2**32
-
-    def small(self) -> dict[str, Any]:
-        """What is no tensor."""
-        return {"step": self.step, "history": list(self.history)}
-
-    def to_bytes(self) -> bytes:
-        """The safetensors files, as they stand in a slot."""
-        content = bytearray(_LAYOUT[-1].offset + _LAYOUT[-1].length)
-        for blob, value in zip(_LAYOUT, (self.link, self.frozen), strict=True):
-            content[blob.offset : blob.offset + len(blob.header)] = blob.header
-            content[blob.offset + blob.length - 32 : blob.offset + blob.length] = value
-        return bytes(content)
-
-    @classmethod
-    def of_slot(cls, slots: MemorySlots, content: SlotContent) -> State:
-        """What a slot holds."""
-        state = cls(0)
-        state.step = int(content.state["step"])
-        state.history = list(content.state["history"])
-        with slots.view(content.slot) as memory:
-            values = {
-                blob.kind: bytes(memory[blob.offset + blob.length - 32 : blob.offset + blob.length])
-                for blob in content.blobs
-            }
-        state.link, state.frozen = values["weights"], values["frozen"]
-        return state
-
-
-_CHAIN_LAYOUT: Final = plan_group("weights", [_CHAIN])
-_LAYOUT: Final = (
-    *_CHAIN_LAYOUT.blobs,
-    *plan_group("frozen", [_FROZEN], offset=_CHAIN_LAYOUT.total_bytes).blobs,
-)
-
-
-@cache
-def losses(seed: int) -> Sequence[float]:
-    """What each step comes to when nothing happens; of step 0 what there is before it."""
-    state = State(seed)
-    found = [state.loss]
-    for _ in range(MAX_STEPS):
-        state.advance()
-        found.append(state.loss)
-    return found
-
-
-@cache
-def wanted_digests(seed: int, epochs: int) -> Mapping[str, str]:
-    """What a training ends with that nothing happens to."""
-    state = State(seed)
-    for _ in range(epochs * EPOCH_STEPS):
-        state.advance()
-    content = memoryview(state.to_bytes())
-    entries = []
-    for blob in _LAYOUT:
-        file = content[blob.offset : blob.offset + blob.length]
-        tensors = tuple(
-            TensorEntry(
-                tensor.spec.name,
-                tensor.spec.dtype,
-                tensor.spec.shape,
-                tensor.offset,
-                tensor.length,
-                tensor_digest(
-                    tensor.spec.name,
-                    tensor.spec.dtype,
-                    tensor.spec.shape,
-                    file[tensor.offset : tensor.offset + tensor.length],
-                ),
-            )
-            for tensor in parse_header(file)
-        )
-        entries.append(BlobEntry(blob.kind, blob_digest(file), blob.length, tensors))
-    return state_digests(entries, state.small())
 
 
 class SimulatedOrchestrator:
@@ -200,9 +91,7 @@ class SimulatedOrchestrator:
     ) -> Finished | Failed:
         """As LocalTrainingOrchestrator.run."""
         del digests
-        self._strategy = TrainingStrategy(
-            seed=int(train.strategy["seed"]),
-        )
+        self._seed = int(train.strategy.get("seed", 0))
         self._epochs = int(train.overrides.get("epochs") or train.strategy["training"]["epochs"])
         self._every = int(train.strategy["checkpoint"].get("every_steps", 0))
         self._snapshot_taken, self._prepare = snapshot_taken, prepare
@@ -258,9 +147,8 @@ class SimulatedOrchestrator:
         await self._phase(Phase.PHASE_PREPARING)
         if await self._dies(self.draw.uniform(0.05, 0.4)):
             return None
-        seed = self._strategy.seed
-        state = State(seed) if content is None else State.of_slot(self._slots, content)
-        length = _LAYOUT[-1].offset + _LAYOUT[-1].length
+        state = State(self._seed) if content is None else State.of_slot(self._slots, content)
+        length = LAYOUT[-1].offset + LAYOUT[-1].length
         await self._prepare(SlotsWanted(length, length))
         await self._phase(Phase.PHASE_TRAINING)
         total = self._epochs * EPOCH_STEPS
@@ -337,7 +225,7 @@ class SimulatedOrchestrator:
             write(self._slots.descriptors[slot], 0, memory)
         content = SlotContent(
             slot,
-            tuple(SlotBlob(blob.kind, blob.offset, blob.length) for blob in _LAYOUT),
+            tuple(SlotBlob(blob.kind, blob.offset, blob.length) for blob in LAYOUT),
             state.small(),
         )
         self._slots.completed(content)

@@ -39,7 +39,8 @@ from everstep.control.v1.trainers_pb2 import TrainerEnvironment
 from everstep.errors import EverstepError
 from tests.simulation.database import SimulatedDatabase
 from tests.simulation.loop import PROCESS, SimulatedLoop
-from tests.simulation.network import Network, SimulatedServer
+from tests.simulation.network import Network
+from tests.simulation.servers import SimulatedServer
 from tests.simulation.store import EPOCH, Bucket, SimulatedStore
 from tests.simulation.training import SimulatedOrchestrator
 
@@ -119,7 +120,7 @@ def simulated(loop: SimulatedLoop, network: Network, bucket: Bucket, seed: int) 
 
     serving = SimpleNamespace(
         stop_requested=stop_requested,
-        create_server=lambda: SimulatedServer(network),
+        create_server=lambda: SimulatedServer(network.servers),
         bind=bind,
         add_health=lambda _server: None,
         set_serving=set_serving,
