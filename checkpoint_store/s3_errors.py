@@ -9,7 +9,7 @@ from xml.etree.ElementTree import ParseError
 from minio.error import InvalidResponseError, S3Error, ServerError
 from urllib3.exceptions import HTTPError, LocationParseError, SSLError
 
-from checkpoint_store.blobs import blob_not_found
+from checkpoint_store.blobs import blob_not_found, store_full
 from everstep.errors import EverstepError, Reason
 
 NO_OBJECT: Final = frozenset({"NoSuchKey", "NoSuchObject", "ResourceNotFound"})
@@ -19,6 +19,12 @@ _DENIED: Final = frozenset(
     {
         "AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId",
         "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "XMinioInvalidIAMCredentials",
+    }
+)  # fmt: skip
+_FULL: Final = frozenset(
+    {
+        "XMinioStorageFull", "StorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded",
+        "XAmzQuotaExceeded", "InsufficientStorage", "XMinioStorageQuotaExceeded",
     }
 )  # fmt: skip
 _MAY_GET_BETTER: Final = frozenset(
@@ -31,6 +37,7 @@ _MAY_GET_BETTER: Final = frozenset(
 _HTTP_TOO_MANY: Final = 429
 _HTTP_SERVER_ERROR: Final = 500
 _HTTP_NOT_IMPLEMENTED: Final = 501
+_HTTP_INSUFFICIENT_STORAGE: Final = 507
 
 
 class IncompletePutError(Exception):
@@ -56,6 +63,8 @@ def store_error(error: Exception, url: str, key: str) -> EverstepError:
                 f"{url} refuses the credentials ({error.code}); check "
                 "EVERSTEP_STORE_ACCESS_KEY, EVERSTEP_STORE_SECRET_KEY and the bucket's policy",
             )
+        if _is_full(error):
+            return store_full(url, error.code or error.message or "no room")
         if not may_get_better(error):
             return _misconfigured(url, f"{error.code}: {error.message}")
     if isinstance(error, SSLError | ParseError) or not may_get_better(error):
@@ -80,6 +89,8 @@ def may_get_better(error: BaseException) -> bool:
     """Whether another try makes sense: not for what the caller or the settings got wrong."""
     if isinstance(error, S3Error):
         status = error.response.status
+        if _is_full(error):
+            return False
         return error.code in _MAY_GET_BETTER or (
             status >= _HTTP_SERVER_ERROR and status != _HTTP_NOT_IMPLEMENTED
         )
@@ -90,6 +101,10 @@ def may_get_better(error: BaseException) -> bool:
     if isinstance(error, SSLError | LocationParseError):
         return False
     return isinstance(error, HTTPError | OSError | IncompletePutError)
+
+
+def _is_full(error: S3Error) -> bool:
+    return error.code in _FULL or error.response.status == _HTTP_INSUFFICIENT_STORAGE
 
 
 def _is_server_error(status: int) -> bool:

@@ -65,7 +65,7 @@ class Dispatcher:
         self._checkpoints = checkpoints
         self._owner = owner
         self._lease_seconds = lease_seconds
-        self._leases = TrainerLeases(lease_seconds)
+        self._leases = TrainerLeases(database, lease_seconds)
         self._channels = TrainerChannels()
         self._parts = FollowerParts(
             database, log, self._channels, self._leases, self._committed, self._refused
