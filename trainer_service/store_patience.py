@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
-from contextlib import suppress
-from typing import Final, TypeVar
+from collections.abc import Callable, Collection, Coroutine
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -30,6 +29,10 @@ STORE_TROUBLE: Final = frozenset(
 #: Between tries; doubled each time: a folder fails at once, and a full store after every byte.
 FIRST_PAUSE_SECONDS: Final = 1.0
 LAST_PAUSE_SECONDS: Final = 30.0
+
+
+class AttemptStopped(Exception):
+    """The attempt is to end, so nothing is waited for."""
 
 
 class Pauses:
@@ -71,30 +74,43 @@ class StorePatience:
         """What the call returns, in a thread.
 
         Args:
-            call: Blocks; leaves nothing behind when it fails.
+            call: Blocks; leaves nothing behind when it fails. It may outlive the attempt.
             trouble: The reasons for which it is tried again.
 
         Raises:
             EverstepError: The call's first, when it failed until the patience ended.
+            AttemptStopped: When the attempt is to end before the call has.
         """
         deadline = time.monotonic() + self._seconds
         pauses = Pauses()
         first: EverstepError | None = None
         while True:
             try:
-                return await asyncio.to_thread(call)
+                return await self._unless_stopped(asyncio.to_thread(call))
             except EverstepError as error:
                 if error.reason not in trouble:
                     raise
                 if first is None:
                     await self._tell(error)
                 first = first or error
-            if time.monotonic() < deadline:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), pauses.next(deadline))
-                if not self._stopping.is_set():
-                    continue
-            raise first
+            if time.monotonic() >= deadline:
+                raise first
+            await self._unless_stopped(asyncio.sleep(pauses.next(deadline)))
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """What the work returns; a store that hangs must not hold up an end."""
+        working = asyncio.create_task(work)
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if self._stopping.is_set():
+                raise AttemptStopped
+            return await working
+        finally:
+            for task in (working, stopping):
+                task.cancel()
+            # Nobody wants what an abandoned thread raises.
+            await asyncio.gather(working, stopping, return_exceptions=True)
 
     async def _tell(self, error: EverstepError) -> None:
         _log.warning("waiting for the store", reason=error.reason, message=error.message)

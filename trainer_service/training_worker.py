@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,7 +32,7 @@ from trainer_service.restorer import RestoredCheckpoint, check_strategy_digest, 
 from trainer_service.settings import TrainerSettings
 from trainer_service.slots import MemorySlots
 from trainer_service.spool import Spool, SpooledSnapshot, as_shutdown
-from trainer_service.store_patience import STORE_TROUBLE, StorePatience
+from trainer_service.store_patience import STORE_TROUBLE, AttemptStopped, StorePatience
 from trainer_service.uploader import UploadContext, Uploader
 
 _log = structlog.get_logger(__name__)
@@ -89,8 +90,11 @@ class TrainingWorker:
         """
         try:
             word = await self._train()
+        except AttemptStopped:
+            outcome = Finished("cancelled" if self._cancelled else "handed_over", {})
+            word = last_word(outcome, None, None, self._progress.position)
         except EverstepError as error:
-            word = self._word_before_training(error)
+            word = failed(error)
         except Exception as error:
             _log.exception("attempt failed", operation_id=self._request.operation_id)
             word = failed(EverstepError(Reason.INTERNAL, f"the trainer failed: {error}"))
@@ -159,14 +163,6 @@ class TrainingWorker:
             await uploader.close()
         return last_word(outcome, uploader.committed, uploader.error, self._progress.position)
 
-    def _word_before_training(self, error: EverstepError) -> TrainingProgress:
-        """The last word of an attempt that this ended before a process had one."""
-        if error.reason in STORE_TROUBLE and self._stopping.is_set():
-            # It was not to begin any more, whatever the store says.
-            outcome = Finished("cancelled" if self._cancelled else "handed_over", {})
-            return last_word(outcome, None, error, self._progress.position)
-        return failed(error)
-
     async def _drain(self, uploader: Uploader) -> None:
         """Waits until all is stored, unless it is not wanted any more."""
         if not self._orchestrator.discarded.is_set():
@@ -218,12 +214,9 @@ class TrainingWorker:
             SnapshotSize(wanted.length, wanted.changing),
             resumed=self._request.checkpoint is not None,
         )
-        try:
+        # What is to end needs no room for more; its process hears so next.
+        with suppress(AttemptStopped):
             await self._patience.run(seen, self._waited_for)
-        except EverstepError:
-            # What is to end needs no room for more: its process hears so next.
-            if not self._stopping.is_set():
-                raise
         await asyncio.to_thread(self._slots.reserve, wanted.length)
 
     def _reference(self) -> CheckpointReference:

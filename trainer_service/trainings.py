@@ -187,13 +187,14 @@ class Trainings:
         for training in running:
             await training.worker.shutdown()
         tasks = [training.task for training in running]
+        late: set[asyncio.Task[None]] = set()
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=self._settings.stop_grace_seconds)
-            if late:
-                self._store.give_up()
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        # Of those that are late, and what earlier ones abandoned.
+        self._store.give_up()
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
     def _worker(self, operation_id: str, attempt: int) -> TrainingWorker | SpooledAttempt | None:
         self.find(operation_id, attempt)

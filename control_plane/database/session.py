@@ -147,7 +147,8 @@ class Database:
             if type(error) not in (DatabaseError, OperationalError):
                 raise
             advice = _advice(error)
-            _log.error("database failed", advice=advice, exc_info=error)
+            # Without a traceback: there may be many, and all it tells is in the driver's words.
+            _log.error("database failed", error=str(error.orig), writing=writing)
             raise EverstepError(
                 Reason.DATABASE_UNAVAILABLE,
                 f"the control plane's database {advice}, then try again",

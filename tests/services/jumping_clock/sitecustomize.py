@@ -1,9 +1,13 @@
-"""A wall clock that a test sets: it is ahead by the seconds in the file EVERSTEP_TEST_CLOCK."""
+"""A wall clock that a test sets: it is ahead by the seconds in the file EVERSTEP_TEST_CLOCK.
+
+For the services alone: a training process never asks for the time of day.
+"""
 
 from __future__ import annotations
 
 import datetime
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,11 +22,14 @@ def _seconds_ahead() -> float:
         return 0.0
 
 
-if _FILE:
+if _FILE and sys.orig_argv[1:] in (["-m", "trainer_service"], ["-m", "control_plane"]):
     _time, _time_ns = time.time, time.time_ns
 
     class JumpingDatetime(datetime.datetime):
         """The same, but for `now`."""
+
+        #: No larger than what modules in C expect.
+        __slots__ = ()
 
         @classmethod
         def now(cls, tz: Any = None) -> Any:
