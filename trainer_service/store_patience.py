@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Callable, Collection, Coroutine
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from functools import partial
+from typing import Final, TypeVar
 
 import structlog
 
@@ -54,6 +57,24 @@ def first_kept(first: EverstepError | None, last: EverstepError) -> EverstepErro
     return EverstepError(first.reason, f"{first.message}; then {last.reason}: {last.message}")
 
 
+def in_own_thread(call: Callable[[], Result]) -> asyncio.Future[Result]:
+    """As asyncio.to_thread, for what may be abandoned: it holds up no other call and no exit."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result] = loop.create_future()
+
+    def run() -> None:
+        try:
+            settle = partial(future.set_result, call())
+        except Exception as error:
+            settle = partial(future.set_exception, error)
+        # The loop may have ended meanwhile.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(lambda: None if future.done() else settle())
+
+    threading.Thread(target=run, name="store", daemon=True).start()
+    return future
+
+
 class StorePatience:
     """Calls that an attempt cannot go on without: tried again while the store fails.
 
@@ -86,7 +107,7 @@ class StorePatience:
         first: EverstepError | None = None
         while True:
             try:
-                return await self._unless_stopped(asyncio.to_thread(call))
+                return await self._unless_stopped(in_own_thread(call))
             except EverstepError as error:
                 if error.reason not in trouble:
                     raise
@@ -97,9 +118,9 @@ class StorePatience:
                 raise first
             await self._unless_stopped(asyncio.sleep(pauses.next(deadline)))
 
-    async def _unless_stopped(self, work: Coroutine[Any, Any, Result]) -> Result:
+    async def _unless_stopped(self, work: Awaitable[Result]) -> Result:
         """What the work returns; a store that hangs must not hold up an end."""
-        working = asyncio.create_task(work)
+        working = asyncio.ensure_future(work)
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
