@@ -52,6 +52,8 @@ def store_error(error: Exception, url: str, key: str) -> EverstepError:
         url: Of the store.
         key: The object that had to be there; empty: none had to.
     """
+    if _is_full(error):
+        return store_full(url, _summary(error))
     if isinstance(error, S3Error):
         if error.code in NO_OBJECT and key:
             return blob_not_found(key, url)
@@ -63,8 +65,6 @@ def store_error(error: Exception, url: str, key: str) -> EverstepError:
                 f"{url} refuses the credentials ({error.code}); check "
                 "EVERSTEP_STORE_ACCESS_KEY, EVERSTEP_STORE_SECRET_KEY and the bucket's policy",
             )
-        if _is_full(error):
-            return store_full(url, error.code or error.message or "no room")
         if not may_get_better(error):
             return _misconfigured(url, f"{error.code}: {error.message}")
     if isinstance(error, SSLError | ParseError) or not may_get_better(error):
@@ -87,10 +87,10 @@ def _misconfigured(url: str, detail: str) -> EverstepError:
 
 def may_get_better(error: BaseException) -> bool:
     """Whether another try makes sense: not for what the caller or the settings got wrong."""
+    if _is_full(error):
+        return False
     if isinstance(error, S3Error):
         status = error.response.status
-        if _is_full(error):
-            return False
         return error.code in _MAY_GET_BETTER or (
             status >= _HTTP_SERVER_ERROR and status != _HTTP_NOT_IMPLEMENTED
         )
@@ -103,8 +103,12 @@ def may_get_better(error: BaseException) -> bool:
     return isinstance(error, HTTPError | OSError | IncompletePutError)
 
 
-def _is_full(error: S3Error) -> bool:
-    return error.code in _FULL or error.response.status == _HTTP_INSUFFICIENT_STORAGE
+def _is_full(error: BaseException) -> bool:
+    if isinstance(error, S3Error):
+        return error.code in _FULL or error.response.status == _HTTP_INSUFFICIENT_STORAGE
+    if isinstance(error, ServerError):
+        return error.status_code == _HTTP_INSUFFICIENT_STORAGE
+    return isinstance(error, InvalidResponseError) and error._code == _HTTP_INSUFFICIENT_STORAGE
 
 
 def _is_server_error(status: int) -> bool:

@@ -38,10 +38,14 @@ BUSY_SECONDS: Final = 7.0
 LEAST_BUSY_SECONDS: Final = 0.05
 #: A call that takes longer is one that the database holds up.
 SLOW_SECONDS: Final = 1.0
+#: To connect to Postgres.
+CONNECT_SECONDS: Final = 5
 #: Serialization failure, deadlock, admin shutdown, connection failures of Postgres.
 _PASSING_STATES: Final = ("40001", "40P01", "57P01", "57P03", "08000", "08003", "08006")
 #: Disk full, of Postgres.
 _FULL_STATE: Final = "53100"
+#: Somebody else holds a lock for too long, of Postgres.
+_LOCKED_STATE: Final = "55P03"
 #: What SQLite says when its disk has no room, or a file may not grow.
 _FULL_CODES: Final = ("SQLITE_FULL", "SQLITE_IOERR_WRITE")
 
@@ -179,12 +183,13 @@ def _retrying(deadline: float) -> tenacity.Retrying:
 def _advice(error: DBAPIError) -> str:
     """What is wrong with the database, and what to do about it."""
     code = getattr(error.orig, "sqlite_errorname", "")
-    if code.startswith(_FULL_CODES) or getattr(error.orig, "sqlstate", "") == _FULL_STATE:
+    state = getattr(error.orig, "sqlstate", "")
+    if code.startswith(_FULL_CODES) or state == _FULL_STATE:
         return "has no room: its disk is full; make some"
-    if _is_locked(error.orig):
+    if _is_locked(error.orig) or state == _LOCKED_STATE:
         return (
-            "is held by another process; look which one has the file of EVERSTEP_DATABASE_URL open "
-            "(a backup, a shell)"
+            "is held by another process; look which one uses EVERSTEP_DATABASE_URL (a backup, a "
+            "shell)"
         )
     return "does not answer; check EVERSTEP_DATABASE_URL, the disk and the service's log"
 
@@ -211,6 +216,7 @@ def _create_engine(text: str) -> Engine:
         url = make_url(text)
         if url.drivername in ("postgresql", "postgres"):
             url = url.set(drivername="postgresql+psycopg")
+            url = url.update_query_dict({"connect_timeout": str(CONNECT_SECONDS), **url.query})
         if url.get_backend_name() == "sqlite":
             if not url.database or url.database == ":memory:":
                 raise ArgumentError("SQLite needs a file here")
@@ -225,6 +231,8 @@ def _create_engine(text: str) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine, "connect", _prepare_postgres)
     return engine
 
 
@@ -246,3 +254,8 @@ def _begin_sqlite(connection: Connection) -> None:
     left = max(LEAST_BUSY_SECONDS, deadline - time.monotonic())
     connection.exec_driver_sql(f"PRAGMA busy_timeout = {left * 1000:.0f}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+def _prepare_postgres(connection: Any, _record: Any) -> None:
+    connection.execute(f"SET lock_timeout = '{BUSY_SECONDS:g}s'")
+    connection.commit()
