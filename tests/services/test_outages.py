@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import resource
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,13 +22,17 @@ from everstep.errors import EverstepError, Reason
 from everstep.object_store_process import MinioProcess
 from everstep.rpc.options import open_sync_channel
 from everstep.rpc.status import error_from_call
+from everstep.trainer.v1 import trainer_pb2
+from everstep.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from tests.services.conftest import ACCESS_KEY, SECRET_KEY
-from tests.services.processes import ServiceProcess, wait_for
+from tests.services.processes import PATIENCE_SECONDS, ServiceProcess, no_room, wait_for
 from tests.services.stack import Stack
 from tests.services.strategies import digits
 
 #: Less than a call waits for the database: a heartbeat that fails is a lease that ends.
 LEASE_SECONDS = 2
+#: The control plane is away for longer than a lease.
+OUTAGE_SECONDS = float(os.environ.get("EVERSTEP_TEST_OUTAGE_SECONDS", "3"))
 JUMPING_CLOCK = str(Path(__file__).parent / "jumping_clock")
 STRATEGY = digits(epochs=2, checkpoint={"every_steps": 60, "every_epochs": 0})
 
@@ -132,17 +136,6 @@ def assert_unharmed(stack: Stack, operation_id: str, reference: Operation) -> No
 
 
 @contextmanager
-def no_room(service: ServiceProcess) -> Iterator[None]:
-    """No file of this process takes another byte."""
-    limit = resource.RLIMIT_FSIZE
-    before = resource.prlimit(service.process_id, limit, (1, resource.RLIM_INFINITY))
-    try:
-        yield
-    finally:
-        resource.prlimit(service.process_id, limit, before)
-
-
-@contextmanager
 def held_database(folder: Path) -> Iterator[None]:
     """Another process has the database for itself."""
     with closing(sqlite3.connect(folder / "control-plane.db", isolation_level=None)) as connection:
@@ -178,6 +171,32 @@ def lease_has_passed(stack: Stack) -> bool:
         trainers_pb2.ListTrainersRequest(), timeout=10
     ).trainers
     return not trainer.alive
+
+
+def test_the_results_of_a_training_that_ended_while_the_control_plane_was_away(
+    stack: Stack, reference: Operation
+) -> None:
+    operation_id = stack.create(STRATEGY)
+    stack.watch(operation_id, mid_epoch)
+    stack.control_plane.kill()
+    back_at = time.monotonic() + OUTAGE_SECONDS
+    with open_sync_channel(stack.trainer.address) as channel:
+        trainer = TrainerServiceStub(channel)
+        wait_for(
+            lambda: (
+                time.monotonic() >= back_at
+                and all(
+                    training.finished
+                    for training in trainer.ListTrainings(
+                        trainer_pb2.ListTrainingsRequest()
+                    ).trainings
+                )
+            ),
+            "the training to end unseen",
+            OUTAGE_SECONDS + PATIENCE_SECONDS,
+        )
+    stack.control_plane.start()
+    assert_unharmed(stack, operation_id, reference)
 
 
 def test_a_trainer_whose_disk_is_full_waits_and_takes_no_work(

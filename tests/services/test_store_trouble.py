@@ -6,6 +6,7 @@ One that is away: see test_store_away.py.
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from everstep.training.v1.checkpoint_pb2 import CheckpointReference
 from everstep.training.v1.progress_pb2 import TrainingProgress
 from tests.chaos.links import Link, Network
 from tests.services.conftest import ACCESS_KEY, SECRET_KEY
-from tests.services.processes import ServiceProcess
+from tests.services.processes import ServiceProcess, no_room
 from tests.services.store_door import StoreDoor
 from tests.services.strategies import digits
 
@@ -31,6 +32,8 @@ OPERATION = "op-trouble"
 #: Ends by being cancelled.
 LONG = digits(epochs=2000, checkpoint={"every_steps": 20, "every_epochs": 0})
 SHORT = digits(epochs=2, checkpoint={"every_steps": 40, "every_epochs": 0})
+#: As of test_store_away.py.
+OUTAGE_SECONDS = float(os.environ.get("EVERSTEP_TEST_OUTAGE_SECONDS", "2"))
 #: Far less than a store is waited for, far more than training takes between two words.
 LONGEST_PAUSE_SECONDS = 5.0
 
@@ -236,3 +239,38 @@ def test_a_resume_that_waits_is_cancelled_or_given_up(
     words = list(stub.StartTraining(request))
     assert words[-1].failed.error.reason == "STORE_FULL"
     assert not any(kind(m) == "warning" for m in words)
+
+
+def test_a_stop_that_can_neither_store_nor_keep_leaves_nothing_half(
+    make_trainer: MakeTrainer, connect: Connect, store: Store
+) -> None:
+    trainer = make_trainer(EVERSTEP_STOP_GRACE_SECONDS="0.5").start()
+    stub = TrainerServiceStub(connect(trainer))
+    stream = start(stub, LONG)
+    until(stream, committed)
+    store.fill()
+    delayed = until(stream, lambda m: kind(m) == "checkpoint_delayed")[-1]
+    with no_room(trainer):
+        assert trainer.stop() == 0
+    assert not list((Path(trainer.settings["EVERSTEP_STATE_DIR"]) / "spool").iterdir())
+    store.mend()
+    trainer.start()
+    request = trainer_pb2.WatchTrainingRequest(
+        operation_id=OPERATION, attempt=1, after_index=delayed.index
+    )
+    last = list(TrainerServiceStub(connect(trainer)).WatchTraining(request))[-1]
+    assert last.failed.error.reason == "TRAINER_RESTARTED"
+    assert last.failed.error.restartable
+
+
+@pytest.mark.skipif(OUTAGE_SECONDS < 60, reason="a store that is away is asked for a minute")
+def test_a_store_that_is_away_at_the_end_is_waited_for_a_while(
+    stub: TrainerServiceStub, store: Store
+) -> None:
+    stream = start(stub, SHORT)
+    until(stream, committed)
+    store.link.refuse()
+    failed = list(stream)[-1].failed
+    assert failed.error.reason == "STORE_UNAVAILABLE"
+    assert failed.error.restartable
+    assert failed.checkpoint.step > 0
