@@ -36,10 +36,10 @@ test: lint check-protos
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
 ## make soak          trials of the promise for SOAK_MINUTES (10): killed at random, compared;
-##                    before them a training goes on for a minute without its store
+##                    before them a store and a control plane are away for a minute
 soak: $(READY)
 	EVERSTEP_TEST_OUTAGE_SECONDS=60 $(BIN)/python -m pytest -q tests/services/test_store_away.py \
-	    -k goes_on
+	    tests/services/test_store_trouble.py tests/services/test_outages.py -k "goes_on or away"
 	$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES)
 
 ## make chaos         real services, faults for CHAOS_MINUTES (10), and every promise checked;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 
 from checkpoint_store.blobs import BlobInfo, BlobStore
 from checkpoint_store.digests import blob_digest, blob_key, tensor_digest
@@ -13,6 +13,7 @@ from checkpoint_store.manifest import BlobEntry, TensorEntry
 from checkpoint_store.manifest_reading import read_manifest
 from checkpoint_store.parallel import in_parallel
 from checkpoint_store.safetensors_layout import parse_header
+from checkpoint_store.store_clock import age_at, store_time
 from checkpoint_store.sweeps import await_sweeps
 from everstep.errors import EverstepError, Reason
 
@@ -56,6 +57,8 @@ class BlobUpload:
         self._found: dict[str, MemoryBlob] = {}
         self._uploaded_bytes = 0
         self._named_by_parent: frozenset[str] | None = None
+        #: By the store's clock, when it was first asked for.
+        self._store_time: datetime | None = None
 
     def run(self, blobs: Sequence[MemoryBlob]) -> tuple[tuple[BlobEntry, ...], int]:
         """Returns with every blob in the store.
@@ -90,11 +93,18 @@ class BlobUpload:
         info = self._store.stat(blob_key(digest))
         if info is None or not _is_whole(info, blob[2]):
             return False
-        age = (datetime.now(UTC) - info.modified).total_seconds()
-        is_reusable = age <= REUSE_SECONDS or digest in self._read_parent()
+        is_reusable = digest in self._read_parent() or self._is_young(info)
         with self._changing:
             self._found[digest] = blob
         return is_reusable
+
+    def _is_young(self, info: BlobInfo) -> bool:
+        """Whether no collection removes it soon; by the store's clock, ours may be any time."""
+        with self._changing:
+            if self._store_time is None:
+                self._store_time = store_time(self._store)
+            # What was put since is younger than it, and no less young for that.
+            return age_at(self._store_time, info) <= REUSE_SECONDS
 
     def _read_parent(self) -> frozenset[str]:
         """The digests that the parent names; read when they are first asked for."""

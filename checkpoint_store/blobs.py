@@ -53,7 +53,8 @@ class BlobStore(ABC):
 
     Keys are segments of letters, digits, `.`, `_` and `-`, joined by `/`; a segment begins with a
     letter or a digit. Every method raises EverstepError: STORE_UNAVAILABLE when the store cannot
-    be reached, STORE_ACCESS_DENIED, STORE_MISCONFIGURED, and INVALID_REQUEST for a bad key.
+    be reached, STORE_FULL, STORE_ACCESS_DENIED, STORE_MISCONFIGURED, and INVALID_REQUEST for a bad
+    key.
     """
 
     def __init__(self) -> None:
@@ -201,6 +202,15 @@ def blob_not_found(key: str, url: str) -> EverstepError:
         Reason.BLOB_NOT_FOUND,
         f"there is no {key} in {url}; use another checkpoint",
         metadata={"key": key},
+    )
+
+
+def store_full(url: str, detail: str) -> EverstepError:
+    """STORE_FULL, in the words that every store uses."""
+    return EverstepError(
+        Reason.STORE_FULL,
+        f"the store {url} has no room ({detail}); delete checkpoints that are not needed and run "
+        "everstep gc, or give it more room",
     )
 
 

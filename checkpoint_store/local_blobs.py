@@ -23,6 +23,7 @@ from checkpoint_store.blobs import (
     check_prefix,
     check_range,
     is_key,
+    store_full,
     wrong_size,
 )
 from checkpoint_store.digests import Buffer
@@ -193,14 +194,11 @@ class LocalBlobStore(BlobStore):
                 f"the store folder {self._folder} is no folder ({error.strerror}); "
                 "name one in EVERSTEP_STORE_URL",
             )
-        advice = (
-            "free some space"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT)
-            else "check the disk it is on"
-        )
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return store_full(self.url, error.strerror or "no room")
         return EverstepError(
             Reason.STORE_UNAVAILABLE,
-            f"the store folder {self._folder} failed ({error.strerror}); {advice}",
+            f"the store folder {self._folder} failed ({error.strerror}); check the disk it is on",
         )
 
 

@@ -14,7 +14,6 @@ from xml.etree.ElementTree import ParseError
 
 import certifi
 import urllib3
-from minio import Minio
 from minio.error import MinioException, S3Error
 from tenacity import (
     Retrying,
@@ -40,6 +39,7 @@ from checkpoint_store.blobs import (
     wrong_size,
 )
 from checkpoint_store.digests import Buffer
+from checkpoint_store.minio_client import MinioClient
 from checkpoint_store.minio_uploads import abort_upload, uploaded_parts, uploads_page, utc
 from checkpoint_store.s3_errors import (
     NO_OBJECT,
@@ -109,7 +109,7 @@ class MinioBlobStore(BlobStore):
         )
         pool.pool_classes_by_scheme = POOLS
         try:
-            self._client = Minio(
+            self._client = MinioClient(
                 endpoint,
                 access_key=access_key or None,
                 secret_key=secret_key if access_key else None,
@@ -219,7 +219,9 @@ class MinioBlobStore(BlobStore):
         """A presigned GET; made here, without asking the server."""
         check_key(key)
         return self._retried(
-            lambda: self._client.presigned_get_object(self._bucket, key, expires=expires)
+            lambda: self._client.presigned_get_object(
+                self._bucket, key, expires=expires, request_date=self._client.store_now()
+            )
         )
 
     def _put_once(self, key: str, content: memoryview) -> None:

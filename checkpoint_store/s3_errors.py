@@ -9,7 +9,7 @@ from xml.etree.ElementTree import ParseError
 from minio.error import InvalidResponseError, S3Error, ServerError
 from urllib3.exceptions import HTTPError, LocationParseError, SSLError
 
-from checkpoint_store.blobs import blob_not_found
+from checkpoint_store.blobs import blob_not_found, store_full
 from everstep.errors import EverstepError, Reason
 
 NO_OBJECT: Final = frozenset({"NoSuchKey", "NoSuchObject", "ResourceNotFound"})
@@ -19,6 +19,12 @@ _DENIED: Final = frozenset(
     {
         "AccessDenied", "AllAccessDisabled", "AccountProblem", "InvalidAccessKeyId",
         "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "XMinioInvalidIAMCredentials",
+    }
+)  # fmt: skip
+_FULL: Final = frozenset(
+    {
+        "XMinioStorageFull", "StorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded",
+        "XAmzQuotaExceeded", "InsufficientStorage", "XMinioStorageQuotaExceeded",
     }
 )  # fmt: skip
 _MAY_GET_BETTER: Final = frozenset(
@@ -31,6 +37,7 @@ _MAY_GET_BETTER: Final = frozenset(
 _HTTP_TOO_MANY: Final = 429
 _HTTP_SERVER_ERROR: Final = 500
 _HTTP_NOT_IMPLEMENTED: Final = 501
+_HTTP_INSUFFICIENT_STORAGE: Final = 507
 
 
 class IncompletePutError(Exception):
@@ -45,6 +52,8 @@ def store_error(error: Exception, url: str, key: str) -> EverstepError:
         url: Of the store.
         key: The object that had to be there; empty: none had to.
     """
+    if _is_full(error):
+        return store_full(url, _summary(error))
     if isinstance(error, S3Error):
         if error.code in NO_OBJECT and key:
             return blob_not_found(key, url)
@@ -78,6 +87,8 @@ def _misconfigured(url: str, detail: str) -> EverstepError:
 
 def may_get_better(error: BaseException) -> bool:
     """Whether another try makes sense: not for what the caller or the settings got wrong."""
+    if _is_full(error):
+        return False
     if isinstance(error, S3Error):
         status = error.response.status
         return error.code in _MAY_GET_BETTER or (
@@ -90,6 +101,14 @@ def may_get_better(error: BaseException) -> bool:
     if isinstance(error, SSLError | LocationParseError):
         return False
     return isinstance(error, HTTPError | OSError | IncompletePutError)
+
+
+def _is_full(error: BaseException) -> bool:
+    if isinstance(error, S3Error):
+        return error.code in _FULL or error.response.status == _HTTP_INSUFFICIENT_STORAGE
+    if isinstance(error, ServerError):
+        return error.status_code == _HTTP_INSUFFICIENT_STORAGE
+    return isinstance(error, InvalidResponseError) and error._code == _HTTP_INSUFFICIENT_STORAGE
 
 
 def _is_server_error(status: int) -> bool:

@@ -198,17 +198,20 @@ def _ending_of_error(
             # The trainer that keeps room for it does so until it is there.
             {"due_time": 0, "moving_to": operation.moving_to},
         )
-    return _lost(operation, attempt, error)
+    return _lost(connection, operation, attempt, error)
 
 
-def _lost(operation: OperationRecord, attempt: AttemptRecord, error: TrainingError) -> Ending:
+def _lost(
+    connection: Connection, operation: OperationRecord, attempt: AttemptRecord, error: TrainingError
+) -> Ending:
     policy = RestartPolicy.FromString(operation.restart_policy)
     losses = operation.losses + 1
     if losses >= policy.max_attempts:
         exhausted = TrainingError(
             reason=Reason.ATTEMPTS_EXHAUSTED,
-            message=f"{losses} attempts in a row were lost, the last one because: {error.message}; "
-            "look at the trainers' logs, then resume the operation",
+            message=f"{losses} attempts in a row were lost, "
+            f"{_first_loss(connection, attempt, losses, error)}the last one because: "
+            f"{error.message}; look at the trainers' logs, then resume the operation",
             detail=error.detail,
         )
         return Ending(
@@ -230,6 +233,18 @@ def _lost(operation: OperationRecord, attempt: AttemptRecord, error: TrainingErr
             "waiting_for": f"{backoff:g} s after attempt {attempt.number} was lost",
         },
     )
+
+
+def _first_loss(
+    connection: Connection, attempt: AttemptRecord, losses: int, error: TrainingError
+) -> str:
+    """Why the first attempt of a row was lost, where the last one had another reason."""
+    known = attempts.of_operations(connection, [attempt.operation_id])[attempt.operation_id]
+    lost = [one for one in known if one.ending == AttemptEnd.LOST and one.number < attempt.number]
+    first = lost[-(losses - 1)] if 1 < losses <= len(lost) + 1 else attempt
+    if first is attempt or first.end_reason == error.reason:
+        return ""
+    return f"the first one (attempt {first.number}) with {first.end_reason}, "
 
 
 def _unreadable_checkpoint(

@@ -58,7 +58,7 @@ class Dispatcher:
         self._checkpoints = checkpoints
         self._owner = owner
         self._lease_seconds = lease_seconds
-        self._leases = TrainerLeases(lease_seconds)
+        self._leases = TrainerLeases(database, lease_seconds)
         self._channels = TrainerChannels()
         self._full = FullTrainers(database, self._channels, self.wake)
         self._forgetter = AttemptForgetter(database, self._channels)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import Connection
 
 from checkpoint_store.blobs import BlobStore
+from checkpoint_store.store_clock import store_time
 from control_plane import store_contents, times
 from control_plane.caller import Caller
 from control_plane.checkpoints import Checkpoints
@@ -71,14 +72,15 @@ class GarbageCollector:
             if grace is None or (training and grace < DEFAULT_GRACE):
                 grace = DEFAULT_GRACE
             removed = set(await self._database.read(checkpoints.planned_removals))
-            removed |= await self._abandoned(grace, dry_run)
-            oldest = datetime.now(UTC) - grace
+            # The store's clock alone is held against the store's ages: ours may be any time.
+            now = await asyncio.to_thread(store_time, self._store)
+            removed |= await self._abandoned(now - max(grace, DEFAULT_GRACE), dry_run)
+            oldest = now - grace
             sweep = GarbageSweep(self._store, oldest, frozenset(removed), dry_run, caller)
             return await asyncio.to_thread(sweep.run)
 
-    async def _abandoned(self, grace: timedelta, dry_run: bool) -> set[str]:
-        """Manifests of attempts that are over and forgotten, and which were never registered."""
-        oldest = datetime.now(UTC) - max(grace, DEFAULT_GRACE)
+    async def _abandoned(self, oldest: datetime, dry_run: bool) -> set[str]:
+        """Older manifests of attempts that are over and forgotten, which were never registered."""
         listed = await asyncio.to_thread(lambda: list(self._store.list(store_contents.MANIFESTS)))
         old = [info.key for info in listed if info.modified < oldest]
         keys = await self._database.read(_unregistered, old)

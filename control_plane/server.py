@@ -12,6 +12,7 @@ from checkpoint_store import DEFAULT_RETRY_SECONDS, open_blob_store
 from checkpoint_store.blobs import BlobStore
 from checkpoint_store.sweeps import RETRY_SECONDS
 from control_plane.checkpoints import Checkpoints
+from control_plane.clock_watch import ClockWatch
 from control_plane.compaction import LogCompactor
 from control_plane.dashboard.server import Dashboard, listen
 from control_plane.database.session import Database
@@ -81,7 +82,10 @@ async def serve(settings: ControlPlaneSettings) -> None:
         await server.start()
         await serving.set_serving(health, SERVICES, True)
         compactor = LogCompactor(database, settings.keep_events, settings.keep_events_days)
-        working = [asyncio.create_task(work) for work in (dispatcher.run(), compactor.run())]
+        clock = ClockWatch(database, settings.lease_seconds)
+        working = [
+            asyncio.create_task(work) for work in (dispatcher.run(), compactor.run(), clock.run())
+        ]
         dashboard = None
         said = f"listening on {address}"
         if dashboard_socket is not None:

@@ -1,7 +1,8 @@
 """The trainer's memory of what it said: every durable event, on disk before it is sent.
 
 SQLite with synchronous=FULL: an event that anyone has seen survives a crash of the trainer and of
-its machine. All methods block; `AttemptProgress` calls them in a thread.
+its machine. All methods block; `AttemptProgress` calls them in a thread. One that writes raises
+sqlite3.OperationalError while the disk is full, and leaves the journal as it was.
 """
 
 from __future__ import annotations
@@ -63,6 +64,11 @@ class Journal:
         with self._lock:
             self._connection.close()
 
+    def check(self) -> None:
+        """Sees that the disk has room, by writing as much as an attempt's beginning takes."""
+        with self._lock:
+            self._connection.execute(f"PRAGMA user_version = {time.time_ns() % 2**31}")
+
     def open_attempt(self, operation_id: str, attempt: int) -> None:
         """Begins an attempt; it must be new."""
         with self._lock:
@@ -74,12 +80,15 @@ class Journal:
     def append(
         self, operation_id: str, attempt: int, index: int, payload: bytes, last: bool
     ) -> None:
-        """Stores one event; `last` ends the attempt in the same transaction."""
+        """Stores one event; `last` ends the attempt in the same transaction.
+
+        The same event once more is fine: of a commit that failed, nobody knows whether it was one.
+        """
         key = (operation_id, attempt)
         with self._lock, self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute(
-                "INSERT INTO events (operation_id, attempt, event_index, payload) "
+                "INSERT OR REPLACE INTO events (operation_id, attempt, event_index, payload) "
                 "VALUES (?, ?, ?, ?)",
                 (*key, index, payload),
             )

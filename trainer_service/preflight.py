@@ -18,7 +18,7 @@ from checkpoint_store.checkpoints import (
     restored_bytes,
     verify_checkpoint,
 )
-from checkpoint_store.digests import blob_key
+from checkpoint_store.digests import blob_digest, blob_key
 from checkpoint_store.safetensors_layout import TensorSpec, plan_group
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.strategy_pb2 import CheckpointPolicy
@@ -40,18 +40,21 @@ def try_store(store: BlobStore, operation_id: str, attempt: int) -> None:
     """Saves, verifies and loads a small checkpoint of random bytes, and removes it again.
 
     Raises:
-        EverstepError: STORE_UNAVAILABLE, STORE_ACCESS_DENIED, STORE_MISCONFIGURED; and
-            CHECKPOINT_CORRUPT when the store gives back other bytes than it was given.
+        EverstepError: STORE_UNAVAILABLE, STORE_FULL, STORE_ACCESS_DENIED, STORE_MISCONFIGURED;
+            and CHECKPOINT_CORRUPT when the store gives back other bytes than it was given.
     """
     store.check()
     layout = plan_group("weights", [_PROBE])
     (blob,) = layout.blobs
     memory = bytearray(blob.header) + secrets.token_bytes(_PROBE.length)
-    with memoryview(memory) as content:
-        committed = commit_checkpoint(
-            store, _draft(operation_id, attempt, (blob.kind, 0, blob.length)), content
-        )
+    written = [blob_key(blob_digest(memory))]
     try:
+        with memoryview(memory) as content:
+            committed = commit_checkpoint(
+                store, _draft(operation_id, attempt, (blob.kind, 0, blob.length)), content
+            )
+        # The manifest goes first: a listed checkpoint is complete.
+        written.insert(0, committed.manifest_key)
         manifest = read_manifest(store, committed.manifest_key, committed.manifest_digest)
         verify_checkpoint(store, manifest)
         loaded = bytearray(restored_bytes(manifest))
@@ -62,11 +65,16 @@ def try_store(store: BlobStore, operation_id: str, attempt: int) -> None:
                 Reason.CHECKPOINT_CORRUPT,
                 f"{store.url} gives back other bytes than it was given; check the store",
             )
+    except EverstepError as error:
+        if error.reason is Reason.STORE_UNAVAILABLE:
+            # It would not hear of a removal either.
+            written.clear()
+        raise
     finally:
         # A policy may forbid a trainer to delete: collecting garbage removes it then.
         with suppress(EverstepError):
-            store.delete(committed.manifest_key)
-            store.delete(blob_key(committed.manifest.blobs[0].digest))
+            for key in written:
+                store.delete(key)
 
 
 def check_room(

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Final
 
+import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from everstep.rpc.repeated import RepeatedField
-from everstep.training.v1.progress_pb2 import PhaseChanged, TrainingPosition, TrainingProgress
+from everstep.training.v1.progress_pb2 import (
+    PhaseChanged,
+    TrainingPosition,
+    TrainingProgress,
+    Warning,
+)
 from trainer_service.journal import Journal
 from trainer_service.work_at_risk import RiskMeter
 
+_log = structlog.get_logger(__name__)
+
+#: Of the warning that is shown while the journal's disk is full.
+JOURNAL_FULL: Final = "JOURNAL_FULL"
+#: Between tries to write it.
+FULL_PAUSE_SECONDS: Final = 1.0
 #: Events and bytes read from the journal at a time, so that a watcher's memory stays flat.
 PAGE_EVENTS: Final = 256
 PAGE_BYTES: Final = 256 * 1024
@@ -62,7 +76,8 @@ class AttemptProgress:
     async def publish(self, event: TrainingProgress) -> None:
         """Gives a durable event its number and its place in the journal.
 
-        After the last word of an attempt nothing more is taken.
+        After the last word of an attempt nothing more is taken. While the journal's disk is full it
+        waits, and so does the training before long: what is said must not be lost.
         """
         async with self._publishing:
             if self.finished:
@@ -70,24 +85,48 @@ class AttemptProgress:
             self._complete(event)
             event.index = self.last_index + 1
             last = event.WhichOneof("event") in _LAST_WORDS
-            stored = asyncio.ensure_future(
-                asyncio.to_thread(
-                    self._journal.append,
-                    self.operation_id,
-                    self.attempt,
-                    event.index,
-                    event.SerializeToString(),
-                    last,
-                )
+            waited = False
+            while not await self._append(event, last):
+                if not waited:
+                    self._tell_full()
+                waited = True
+                await asyncio.sleep(FULL_PAUSE_SECONDS)
+            if waited:
+                _log.info("the journal has room again", operation_id=self.operation_id)
+
+    async def _append(self, event: TrainingProgress, last: bool) -> bool:
+        """Writes an event to the journal; False where there is no room for it."""
+        stored = asyncio.ensure_future(
+            asyncio.to_thread(
+                self._journal.append,
+                self.operation_id,
+                self.attempt,
+                event.index,
+                event.SerializeToString(),
+                last,
             )
+        )
+        try:
+            await asyncio.shield(stored)
+        except asyncio.CancelledError:
             # A cancelled publisher must not leave the number taken and the count behind.
-            try:
-                await asyncio.shield(stored)
-            except asyncio.CancelledError:
+            with suppress(sqlite3.OperationalError):
                 await stored
                 self._stored(event, last)
-                raise
-            self._stored(event, last)
+            raise
+        except sqlite3.OperationalError as error:
+            _log.warning("journal not written", operation_id=self.operation_id, error=str(error))
+            return False
+        self._stored(event, last)
+        return True
+
+    def _tell_full(self) -> None:
+        """Whoever watches hears why nothing more is said; it cannot be kept."""
+        message = (
+            "the trainer's journal cannot be written, so the training waits; make room on the disk "
+            "of its EVERSTEP_STATE_DIR"
+        )
+        self.show(TrainingProgress(warning=Warning(reason=JOURNAL_FULL, message=message)))
 
     def show(self, event: TrainingProgress) -> None:
         """Shows a transient event, which replaces the one of its kind before it."""

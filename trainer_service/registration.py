@@ -98,7 +98,7 @@ class Registration:
                 address=self._settings.advertise or self._address,
                 capacity=self._settings.capacity,
                 environment=environment(self._settings),
-                draining=self._trainings.draining,
+                draining=not await self._trainings.takes_work(),
                 labels=self._settings.labels,
             ),
             timeout=UNARY_DEADLINE_SECONDS,

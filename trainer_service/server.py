@@ -73,10 +73,12 @@ async def serve(settings: TrainerSettings) -> None:
         await serving.set_serving(health, [SERVICE], False)
         trainings.draining = True
         if announcing is not None:
-            announcing.cancel()
-            await asyncio.gather(announcing, return_exceptions=True)
+            # It goes on announcing itself, too: a stop may take longer than a lease.
             await registration.announce_draining()
         await trainings.drain()
+        if announcing is not None:
+            announcing.cancel()
+            await asyncio.gather(announcing, return_exceptions=True)
         await server.stop(LAST_WORD_SECONDS)
 
 

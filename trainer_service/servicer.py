@@ -86,7 +86,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self, _request: trainer_pb2.ListTrainingsRequest, _context: Context
     ) -> trainer_pb2.ListTrainingsResponse:
         return trainer_pb2.ListTrainingsResponse(
-            trainings=self._trainings.list(), capacity=self._capacity
+            trainings=self._trainings.list(),
+            capacity=self._capacity if await self._trainings.takes_work() else 0,
         )
 
     async def ForgetTraining(

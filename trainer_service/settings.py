@@ -60,6 +60,9 @@ class TrainerSettings(BaseSettings):
     #: The trainer stops as at SIGTERM once this file is there: as cloud agents write it before they
     #: take the machine away. SIGUSR2 says the same.
     preemption_file: Path | None = None
+    #: Seconds a training waits for a store that is away, full or refuses it, where it cannot go on
+    #: without: before it begins or goes on, and at its end.
+    store_patience_seconds: float = Field(default=600, ge=0)
     #: Seconds a stop waits for checkpoints.
     stop_grace_seconds: float = Field(default=30, ge=0)
     #: Days an attempt's events are kept when nobody says that they may go.

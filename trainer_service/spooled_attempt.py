@@ -17,12 +17,8 @@ from trainer_service.child.pipe import Finished
 from trainer_service.last_words import failed, last_word, replaced_word
 from trainer_service.progress import AttemptProgress
 from trainer_service.spool import Spool, SpooledSnapshot
-from trainer_service.uploader import (
-    AGAIN_SECONDS,
-    checkpoint_message,
-    commit_snapshot,
-    committed_event,
-)
+from trainer_service.store_patience import Pauses
+from trainer_service.uploader import checkpoint_message, commit_snapshot, committed_event
 
 _log = structlog.get_logger(__name__)
 
@@ -86,7 +82,7 @@ class SpooledAttempt:
         self._given_up.set()
 
     async def _store_it(self) -> Checkpoint | None:
-        began = time.monotonic()
+        began, pauses = time.monotonic(), Pauses()
         giving_up = asyncio.create_task(self._given_up.wait())
         try:
             while not self._given_up.is_set():
@@ -101,7 +97,7 @@ class SpooledAttempt:
                     if error.reason is Reason.CHECKPOINT_CORRUPT:
                         raise
                     # Whatever is wrong with the store can be mended; what is on disk stays there.
-                    await asyncio.wait([giving_up], timeout=AGAIN_SECONDS)
+                    await asyncio.wait([giving_up], timeout=pauses.next())
                     continue
                 stall = self._spooled.snapshot.stall_seconds
                 seconds = time.monotonic() - began

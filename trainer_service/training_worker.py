@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -30,6 +32,7 @@ from trainer_service.restorer import RestoredCheckpoint, check_strategy_digest, 
 from trainer_service.settings import TrainerSettings
 from trainer_service.slots import MemorySlots
 from trainer_service.spool import Spool, SpooledSnapshot, as_shutdown
+from trainer_service.store_patience import STORE_TROUBLE, AttemptStopped, StorePatience
 from trainer_service.uploader import UploadContext, Uploader
 
 _log = structlog.get_logger(__name__)
@@ -72,6 +75,13 @@ class TrainingWorker:
         self._uploader: Uploader | None = None
         self._outcome: Finished | Failed | None = None
         self._replaced_by: int | None = None
+        #: Set when the attempt is to end.
+        self._stopping = asyncio.Event()
+        self._patience = StorePatience(progress, settings.store_patience_seconds, self._stopping)
+        self._cancelled = False
+        #: A store that never worked is told at once where nothing is lost by it.
+        is_new = request.checkpoint is None
+        self._waited_for = frozenset({Reason.STORE_UNAVAILABLE}) if is_new else STORE_TROUBLE
 
     async def run(self) -> None:
         """Trains; whatever happens, the attempt's last word is published.
@@ -80,6 +90,9 @@ class TrainingWorker:
         """
         try:
             word = await self._train()
+        except AttemptStopped:
+            outcome = Finished("cancelled" if self._cancelled else "handed_over", {})
+            word = last_word(outcome, None, None, self._progress.position)
         except EverstepError as error:
             word = failed(error)
         except Exception as error:
@@ -96,10 +109,13 @@ class TrainingWorker:
 
     async def cancel(self, discard: bool) -> None:
         """Stops after the current step, with a checkpoint unless discarded."""
+        self._cancelled = True
+        self._stopping.set()
         await self._orchestrator.cancel(discard)
 
     async def shutdown(self) -> None:
         """Stops after the current step, for another trainer to go on."""
+        self._stopping.set()
         await self._orchestrator.shutdown()
 
     async def take_checkpoint(self) -> None:
@@ -109,12 +125,14 @@ class TrainingWorker:
     async def replace(self, attempt: int) -> None:
         """Stops at once: a newer attempt has begun."""
         self._replaced_by = attempt
+        self._stopping.set()
         await self._orchestrator.cancel(discard=True)
 
     async def _train(self) -> TrainingProgress:
         await self._phase(Phase.PHASE_PREPARING)
-        await asyncio.to_thread(
-            try_store, self._store, self._request.operation_id, self._request.attempt
+        await self._patience.run(
+            partial(try_store, self._store, self._request.operation_id, self._request.attempt),
+            self._waited_for,
         )
         restored = await self._restore()
         self._uploader = uploader = Uploader(
@@ -154,7 +172,7 @@ class TrainingWorker:
         if not self._orchestrator.discarded.is_set():
             await self._phase(Phase.PHASE_FINISHING)
         waits = [
-            asyncio.create_task(uploader.drain()),
+            asyncio.create_task(uploader.drain(self._settings.store_patience_seconds)),
             asyncio.create_task(self._orchestrator.discarded.wait()),
         ]
         try:
@@ -168,8 +186,8 @@ class TrainingWorker:
             return None
         await self._phase(Phase.PHASE_RESTORING)
         received = PhaseBytes(self._progress, Phase.PHASE_RESTORING)
-        restored = await asyncio.to_thread(
-            restore, self._store, self._reference(), self._slots, received.add_from_thread
+        restored = await self._patience.run(
+            partial(restore, self._store, self._reference(), self._slots, received.add_from_thread)
         )
         if not self._request.fork:
             check_strategy_digest(restored.manifest, strategy_digest(self._request.strategy))
@@ -193,13 +211,16 @@ class TrainingWorker:
 
     async def _prepare(self, wanted: SlotsWanted) -> None:
         """Before the first step: memory for snapshots, and room for checkpoints."""
-        await asyncio.to_thread(
+        seen = partial(
             check_room,
             self._store,
             self._request.strategy.checkpoint,
             SnapshotSize(wanted.length, wanted.changing),
             resumed=self._request.checkpoint is not None,
         )
+        # What is to end needs no room for more; its process hears so next.
+        with suppress(AttemptStopped):
+            await self._patience.run(seen, self._waited_for)
         await asyncio.to_thread(self._slots.reserve, wanted.length)
 
     def _reference(self) -> CheckpointReference:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -61,6 +63,7 @@ class Trainings:
         self._running: dict[str, RunningTraining] = {}
         self._beginning = asyncio.Lock()
         self.draining = False
+        self._journal_full = False
 
     async def recover(self) -> None:
         """Takes up the journal: what ran when the trainer died is closed, for others to resume."""
@@ -165,7 +168,7 @@ class Trainings:
             raise EverstepError(
                 Reason.NOT_FINISHED, f"attempt {attempt} of {operation_id} runs; cancel it first"
             )
-        await asyncio.to_thread(self._journal.forget, operation_id, attempt)
+        await self._write_journal(self._journal.forget, operation_id, attempt)
         self._attempts.pop((operation_id, attempt), None)
 
     def list(self) -> list[Training]:
@@ -193,13 +196,14 @@ class Trainings:
         for training in running:
             await training.worker.shutdown()
         tasks = [training.task for training in running]
+        late: set[asyncio.Task[None]] = set()
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=self._settings.stop_grace_seconds)
-            if late:
-                self._store.give_up()
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        # Of those that are late, and what earlier ones abandoned.
+        self._store.give_up()
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
     def _worker(self, operation_id: str, attempt: int) -> TrainingWorker | SpooledAttempt | None:
         self.find(operation_id, attempt)
@@ -222,7 +226,7 @@ class Trainings:
 
     async def _start(self, request: TrainingRequest) -> AttemptProgress:
         key = (request.operation_id, request.attempt)
-        await asyncio.to_thread(self._journal.open_attempt, *key)
+        await self._write_journal(self._journal.open_attempt, *key)
         progress = AttemptProgress(self._journal, *key, risk=RiskMeter(request.strategy.checkpoint))
         worker = TrainingWorker(
             request, progress, self._store, self._spares, self._spool, self._settings
@@ -234,6 +238,29 @@ class Trainings:
         self._newest[request.operation_id] = request.attempt
         self._run(request.operation_id, request.attempt, worker)
         return progress
+
+    async def _write_journal(
+        self, write: Callable[[str, int], None], operation_id: str, attempt: int
+    ) -> None:
+        try:
+            await asyncio.to_thread(write, operation_id, attempt)
+        except sqlite3.OperationalError as error:
+            self._journal_full = True
+            raise EverstepError(
+                Reason.NO_CAPACITY,
+                f"the trainer's journal cannot be written ({error}); make room on the disk of its "
+                "EVERSTEP_STATE_DIR, or ask another trainer",
+            ) from None
+
+    async def takes_work(self) -> bool:
+        """Whether a new attempt may be begun; where the journal was full, it is tried again."""
+        if self._journal_full:
+            try:
+                await asyncio.to_thread(self._journal.check)
+                self._journal_full = False
+            except sqlite3.OperationalError:
+                pass
+        return not self.draining and not self._journal_full
 
     def _last_position(self, row: JournalAttempt) -> TrainingPosition:
         """How far an attempt was when it last said so."""

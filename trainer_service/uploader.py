@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 import structlog
 
@@ -34,11 +34,9 @@ from trainer_service.child.pipe import SnapshotTaken
 from trainer_service.phase_progress import PhaseBytes
 from trainer_service.progress import AttemptProgress
 from trainer_service.slots import MemorySlots
+from trainer_service.store_patience import STORE_TROUBLE, Pauses, first_kept
 
 _log = structlog.get_logger(__name__)
-
-#: Before an upload that failed is tried once more: a folder fails at once, a server after a while.
-AGAIN_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,15 @@ class Uploader:
         self.context = context
         self._released = released
         self._newer_waits = newer_waits
+        self._pauses = Pauses()
+        #: When no upload is tried any more, on the monotonic clock; None: training goes on.
+        self._deadline: float | None = None
         self._uploads: asyncio.Queue[SnapshotTaken] = asyncio.Queue()
         self._runner: asyncio.Task[None] | None = None
         #: The newest checkpoint of this attempt, and the snapshot that it was made of.
         self.committed: Checkpoint | None = None
         self.stored: SnapshotTaken | None = None
-        #: Why the newest snapshot could not be stored; None when it was.
+        #: Why the newest snapshot is not stored: the first error since the last one that is.
         self.error: EverstepError | None = None
 
     def submit(self, snapshot: SnapshotTaken) -> None:
@@ -91,8 +92,13 @@ class Uploader:
         if self._runner is None:
             self._runner = asyncio.create_task(self._run())
 
-    async def drain(self) -> None:
-        """Waits until every snapshot taken so far is stored or given up."""
+    async def drain(self, patience_seconds: float) -> None:
+        """Waits until every snapshot taken so far is stored or given up.
+
+        Args:
+            patience_seconds: How long an upload that fails is tried again.
+        """
+        self._deadline = time.monotonic() + patience_seconds
         await self._uploads.join()
 
     async def close(self) -> None:
@@ -108,7 +114,7 @@ class Uploader:
             try:
                 await self._upload(snapshot)
             except EverstepError as error:
-                self.error = error
+                self.error = first_kept(self.error, error)
             except Exception as error:
                 _log.exception("upload failed", operation_id=self.context.operation_id)
                 self.error = EverstepError(Reason.INTERNAL, f"the upload failed: {error}")
@@ -118,22 +124,30 @@ class Uploader:
             await self._released(snapshot.content.slot)
 
     async def _upload(self, snapshot: SnapshotTaken) -> None:
-        """Stores one snapshot; while the store is away it is tried until a newer one waits."""
-        began, said = time.monotonic(), False
+        """Stores one snapshot, if need be with many tries.
+
+        Whatever is wrong with the store can be mended: it is tried until a newer snapshot waits
+        or, when training has ended, until the deadline.
+        """
+        began = time.monotonic()
+        trouble: EverstepError | None = None
         while True:
             try:
                 committed = await asyncio.to_thread(
                     self._commit, snapshot, PhaseBytes(self._progress, Phase.PHASE_FINISHING)
                 )
             except EverstepError as error:
-                if not said:
+                if trouble is None or error.reason is not trouble.reason:
                     await self._delayed(snapshot, error)
-                    said = True
-                if error.reason is Reason.STORE_UNAVAILABLE and not self._newer_waits():
-                    await asyncio.sleep(AGAIN_SECONDS)
-                    continue
-                raise
+                trouble, self.error = error, self.error or error
+                if error.reason not in STORE_TROUBLE or self._newer_waits():
+                    raise
+                if self._deadline is not None and time.monotonic() >= self._deadline:
+                    raise
+                await asyncio.sleep(self._pauses.next(self._deadline))
+                continue
             self.error = None
+            self._pauses = Pauses()
             self._progress.risk.upload_ended(committed=True)
             self.context = replace(self.context, parent=committed.manifest_key)
             self.committed, self.stored = checkpoint_message(committed), snapshot

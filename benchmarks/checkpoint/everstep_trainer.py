@@ -57,7 +57,7 @@ async def train(store: BlobStore, job: dict[str, Any], threads: int) -> dict[str
         outcome = await orchestrator.run(
             Train(OPERATION, 1, job, {}, "", threads, ()), uploader.submit, _prepare(slots)
         )
-        await uploader.drain()
+        await uploader.drain(patience_seconds=60)
         await uploader.close()
         if isinstance(outcome, Failed) or uploader.error is not None:
             raise RuntimeError(f"Everstep's own run failed: {outcome}, {uploader.error}")

@@ -233,6 +233,22 @@ def take_over(
     return taken.rowcount == 1
 
 
+def cap_owner_leases(connection: Connection, latest: int) -> None:
+    """No owner's lease lasts longer: one that does was given before the clock went back."""
+    connection.execute(
+        update(operations)
+        .where(operations.c.owner_lease_time > latest)
+        .values(owner_lease_time=latest)
+    )
+
+
+def hasten_due(connection: Connection, now: int, by: int, latest: int) -> None:
+    """Operations that are not due yet fall due so much earlier, and at the latest then."""
+    due = operations.c.due_time
+    connection.execute(update(operations).where(due > now).values(due_time=due - by))
+    connection.execute(update(operations).where(due > latest).values(due_time=latest))
+
+
 def remove(connection: Connection, operation_id: str, states: Iterable[str]) -> bool:
     """Deletes an operation in one of these states, with all its rows."""
     removed = connection.execute(

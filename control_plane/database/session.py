@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,10 +32,22 @@ Result = TypeVar("Result")
 
 #: Tries of a transaction that the database turned down for no fault of its own.
 TRIES: Final = 6
-#: Milliseconds SQLite waits for another process's transaction.
-BUSY_TIMEOUT_MILLISECONDS: Final = 10_000
+#: Seconds from a call to its end that SQLite may be waited for while another process has it: less
+#: than a caller waits. Calls that queued behind one get the least.
+BUSY_SECONDS: Final = 7.0
+LEAST_BUSY_SECONDS: Final = 0.05
+#: A call that takes longer is one that the database holds up.
+SLOW_SECONDS: Final = 1.0
+#: To connect to Postgres.
+CONNECT_SECONDS: Final = 5
 #: Serialization failure, deadlock, admin shutdown, connection failures of Postgres.
 _PASSING_STATES: Final = ("40001", "40P01", "57P01", "57P03", "08000", "08003", "08006")
+#: Disk full, of Postgres.
+_FULL_STATE: Final = "53100"
+#: Somebody else holds a lock for too long, of Postgres.
+_LOCKED_STATE: Final = "55P03"
+#: What SQLite says when its disk has no room, or a file may not grow.
+_FULL_CODES: Final = ("SQLITE_FULL", "SQLITE_IOERR_WRITE")
 
 
 class Database:
@@ -56,6 +69,9 @@ class Database:
         self._readers = ThreadPoolExecutor(4, "database-read")
         # SQLite takes one writer at a time: a single thread queues without polling its lock.
         self._writers = ThreadPoolExecutor(1 if self._embedded else 4, "database-write")
+        #: When each call that is not over yet began, on the monotonic clock.
+        self._running: dict[object, float] = {}
+        self._last_trouble = float("-inf")
 
     async def migrate(self) -> None:
         """Brings the tables to this version.
@@ -90,6 +106,12 @@ class Database:
             self._writers, self._transact, lambda c: function(c, *args, **kwargs), True
         )
 
+    def last_trouble(self) -> float:
+        """When a call was last given up or held up, on the monotonic clock."""
+        now = time.monotonic()
+        held_up = any(now - began > SLOW_SECONDS for began in self._running.values())
+        return now if held_up else self._last_trouble
+
     def close(self) -> None:
         """Waits for what is running, then lets the connections go."""
         self._readers.shutdown(cancel_futures=True)
@@ -99,43 +121,82 @@ class Database:
     async def _run(
         self,
         threads: ThreadPoolExecutor,
-        transact: Callable[[Callable[[Connection], Result], bool], Result],
+        transact: Callable[[Callable[[Connection], Result], bool, float], Result],
         function: Callable[[Connection], Result],
         writing: bool,
     ) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(
-            threads, transact, function, writing
-        )
-
-    def _transact(self, function: Callable[[Connection], Result], writing: bool) -> Result:
+        began = time.monotonic()
+        self._running[call := object()] = began
         try:
-            result: Result = _retrying()(self._transact_once, function, writing)
+            return await asyncio.get_running_loop().run_in_executor(
+                threads, transact, function, writing, began + BUSY_SECONDS
+            )
+        except EverstepError as error:
+            if error.reason is Reason.DATABASE_UNAVAILABLE:
+                self._last_trouble = time.monotonic()
+            raise
+        finally:
+            if time.monotonic() - began > SLOW_SECONDS:
+                self._last_trouble = time.monotonic()
+            del self._running[call]
+
+    def _transact(
+        self, function: Callable[[Connection], Result], writing: bool, deadline: float
+    ) -> Result:
+        try:
+            result: Result = _retrying(deadline)(self._transact_once, function, writing, deadline)
             return result
         except DatabaseError as error:
             # Others, such as a broken constraint, are faults of the code.
             if type(error) not in (DatabaseError, OperationalError):
                 raise
-            _log.error("database failed", exc_info=error)
+            advice = _advice(error)
+            # Without a traceback: there may be many, and all it tells is in the driver's words.
+            _log.error("database failed", error=str(error.orig), writing=writing)
             raise EverstepError(
                 Reason.DATABASE_UNAVAILABLE,
-                "the control plane's database does not answer; check EVERSTEP_DATABASE_URL, the "
-                "disk and the service's log, then try again",
+                f"the control plane's database {advice}, then try again",
             ) from None
 
-    def _transact_once(self, function: Callable[[Connection], Result], writing: bool) -> Result:
+    def _transact_once(
+        self, function: Callable[[Connection], Result], writing: bool, deadline: float
+    ) -> Result:
         with (
-            self._engine.connect().execution_options(everstep_writing=writing) as connection,
+            self._engine.connect().execution_options(
+                everstep_writing=writing, everstep_deadline=deadline
+            ) as connection,
             connection.begin(),
         ):
             return function(connection)
 
 
-def _retrying() -> tenacity.Retrying:
+def _retrying(deadline: float) -> tenacity.Retrying:
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(_may_go_better),
-        stop=tenacity.stop_after_attempt(TRIES),
+        stop=tenacity.stop_after_attempt(TRIES)
+        | tenacity.stop_after_delay(max(0.0, deadline - time.monotonic())),
         wait=tenacity.wait_random_exponential(multiplier=0.02, max=1),
         reraise=True,
+    )
+
+
+def _advice(error: DBAPIError) -> str:
+    """What is wrong with the database, and what to do about it."""
+    code = getattr(error.orig, "sqlite_errorname", "")
+    state = getattr(error.orig, "sqlstate", "")
+    if code.startswith(_FULL_CODES) or state == _FULL_STATE:
+        return "has no room: its disk is full; make some"
+    if _is_locked(error.orig) or state == _LOCKED_STATE:
+        return (
+            "is held by another process; look which one uses EVERSTEP_DATABASE_URL (a backup, a "
+            "shell)"
+        )
+    return "does not answer; check EVERSTEP_DATABASE_URL, the disk and the service's log"
+
+
+def _is_locked(error: BaseException | None) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and (
+        "locked" in str(error) or "busy" in str(error)
     )
 
 
@@ -146,7 +207,7 @@ def _may_go_better(error: BaseException) -> bool:
     if not isinstance(error, DBAPIError):
         return False
     if isinstance(error.orig, sqlite3.OperationalError):
-        return "locked" in str(error.orig) or "busy" in str(error.orig)
+        return _is_locked(error.orig)
     return error.connection_invalidated or getattr(error.orig, "sqlstate", "") in _PASSING_STATES
 
 
@@ -155,6 +216,7 @@ def _create_engine(text: str) -> Engine:
         url = make_url(text)
         if url.drivername in ("postgresql", "postgres"):
             url = url.set(drivername="postgresql+psycopg")
+            url = url.update_query_dict({"connect_timeout": str(CONNECT_SECONDS), **url.query})
         if url.get_backend_name() == "sqlite":
             if not url.database or url.database == ":memory:":
                 raise ArgumentError("SQLite needs a file here")
@@ -169,6 +231,8 @@ def _create_engine(text: str) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine, "connect", _prepare_postgres)
     return engine
 
 
@@ -176,7 +240,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # The driver's own BEGIN comes too late and never IMMEDIATE.
     connection.isolation_level = None
     for pragma in (
-        f"busy_timeout = {BUSY_TIMEOUT_MILLISECONDS}",
+        f"busy_timeout = {BUSY_SECONDS * 1000:.0f}",
         "journal_mode = WAL",
         "synchronous = FULL",
         "foreign_keys = ON",
@@ -185,5 +249,13 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    writing = connection.get_execution_options().get("everstep_writing", True)
+    options = connection.get_execution_options()
+    writing, deadline = options.get("everstep_writing", True), options.get("everstep_deadline", 0)
+    left = max(LEAST_BUSY_SECONDS, deadline - time.monotonic())
+    connection.exec_driver_sql(f"PRAGMA busy_timeout = {left * 1000:.0f}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+def _prepare_postgres(connection: Any, _record: Any) -> None:
+    connection.execute(f"SET lock_timeout = '{BUSY_SECONDS:g}s'")
+    connection.commit()

@@ -82,3 +82,12 @@ def set_values(connection: Connection, trainer_id: str, **values: Any) -> bool:
         update(trainers).where(trainers.c.trainer_id == trainer_id).values(**values)
     )
     return changed.rowcount == 1
+
+
+def cap_leases(connection: Connection, latest: int) -> None:
+    """No lease lasts longer than this: one that does was given before the clock went back."""
+    connection.execute(
+        update(trainers)
+        .where(trainers.c.lease_expire_time > latest)
+        .values(lease_expire_time=latest)
+    )

@@ -11,11 +11,12 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime, timedelta, tzinfo
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from checkpoint_store import open_blob_store
 from checkpoint_store.blobs import BlobStore
+from checkpoint_store.store_clock import store_time
 from control_plane import garbage
 from control_plane.checkpoints import Checkpoints
 from control_plane.database import checkpoints
@@ -43,12 +44,9 @@ POINTS: Final = {
 }
 
 
-class TwoHoursLater(datetime):
+def two_hours_later(store: BlobStore) -> datetime:
     """What was stored a moment ago is older than the grace."""
-
-    @classmethod
-    def now(cls, tz: tzinfo | None = None) -> datetime:
-        return datetime.now(tz) + timedelta(hours=2)
+    return store_time(store) + timedelta(hours=2)
 
 
 def kill_at(owner: Any, name: str, prefix: str, number: int) -> None:
@@ -85,7 +83,7 @@ async def collect(database_url: str, store: BlobStore, checkpoint_id: str, point
 
 
 def main(database_url: str, store_url: str, checkpoint_id: str, point: str) -> None:
-    garbage.datetime = TwoHoursLater  # type: ignore[misc]
+    garbage.store_time = two_hours_later
     store = open_blob_store(store_url, ACCESS_KEY, SECRET_KEY)
     asyncio.run(collect(database_url, store, checkpoint_id, point))
 

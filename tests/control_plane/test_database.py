@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ from sqlalchemy import Connection, text, update
 from control_plane import times
 from control_plane.assignment import Assigned, assign_round
 from control_plane.attempt_log import store_end, store_words
-from control_plane.database import attempts, events, operations, queue, schema, trainers
+from control_plane.database import (
+    attempts,
+    events,
+    operations,
+    queue,
+    schema,
+    session,
+    trainers,
+)
 from control_plane.database.session import Database
 from control_plane.event_log import EventLog
 from control_plane.operations import Operations
@@ -307,3 +316,32 @@ async def test_another_control_plane_takes_over_when_the_lease_of_the_first_has_
     take = operations.take_over
     assert not await database.write(take, operation_id, states, "other", now, later)
     assert await database.write(take, operation_id, states, "other", later, later)
+
+
+async def test_calls_that_another_process_holds_up_fail_in_time_and_go_well_later(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "BUSY_SECONDS", 1.0)
+    operation_id = await running(database)
+    held_up = Database(database._engine.url.render_as_string(hide_password=False))
+    note = events.append, operation_id, [note_event("TEST", "waits", 1)]
+    with database._engine.connect() as connection:
+        # On SQLite the transaction itself has the write lock.
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("LOCK TABLE operations, events IN EXCLUSIVE MODE"))
+        else:
+            connection.execute(text("SELECT 1"))
+        began = time.monotonic()
+        answers = await asyncio.gather(
+            *(held_up.write(*note) for _ in range(12)), return_exceptions=True
+        )
+        assert time.monotonic() - began < 6
+        assert held_up.last_trouble() > began
+        connection.rollback()
+    for answer in answers:
+        assert isinstance(answer, EverstepError)
+        assert answer.reason is Reason.DATABASE_UNAVAILABLE
+        assert "held by another process" in answer.message
+    await held_up.write(*note)
+    held_up.close()
+    assert [event.note.message for event in await log(database, operation_id)].count("waits") == 1

@@ -156,11 +156,12 @@ async def test_attempts_lost_in_a_row_are_counted_until_one_gets_further(
     client: Client, trainer: ScriptedTrainer
 ) -> None:
     restarted = {"reason": Reason.TRAINER_RESTARTED, "message": "restarted", "restartable": True}
+    away = {"reason": Reason.STORE_UNAVAILABLE, "message": "no answer", "restartable": True}
 
     def lose(training: ScriptedTraining) -> None:
         if training.attempt == 2:
             training.commit(training.checkpoint(10))
-        training.say(failed={"error": restarted})
+        training.say(failed={"error": away if training.attempt == 2 else restarted})
 
     trainer.script = lose
     operation_id = await client.create(restart_policy={"max_attempts": 3, "backoff_seconds": 0.01})
@@ -168,6 +169,9 @@ async def test_attempts_lost_in_a_row_are_counted_until_one_gets_further(
     # One loss, then a step forward, then three in a row (the one after the step is the first).
     assert [attempt.end for attempt in operation.attempts] == ["LOST"] * 4
     assert operation.error.reason == Reason.ATTEMPTS_EXHAUSTED
+    # Why the row began is kept beside why it ended.
+    assert "the first one (attempt 2) with STORE_UNAVAILABLE" in operation.error.message
+    assert "the last one because: restarted" in operation.error.message
     assert "3 attempts in a row" in operation.error.message
     assert "restarted" in operation.error.message
     assert operation.resumable

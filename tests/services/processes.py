@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -105,3 +107,17 @@ class ServiceProcess:
             process.stdout.close()
         self._process = None
         return code
+
+
+@contextmanager
+def no_room(service: ServiceProcess) -> Iterator[None]:
+    """No file of this process takes another byte."""
+    limit = resource.RLIMIT_FSIZE
+    process_id = service.process_id
+    before = resource.prlimit(process_id, limit, (1, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        # It may have been stopped meanwhile.
+        with suppress(ProcessLookupError):
+            resource.prlimit(process_id, limit, before)

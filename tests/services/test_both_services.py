@@ -20,9 +20,6 @@ from everstep.control.v1.operations_pb2 import (
     OPERATION_STATE_RUNNING,
     OperationEvent,
 )
-from everstep.rpc.options import open_sync_channel
-from everstep.trainer.v1 import trainer_pb2
-from everstep.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from everstep.training.v1.checkpoint_pb2 import CheckpointTrigger
 from tests.services.processes import ServiceProcess, wait_for
 from tests.services.stack import Stack
@@ -214,28 +211,3 @@ def test_a_checkpoint_can_be_asked_for_and_verified(stack: Stack) -> None:
     stack.operations.CancelOperation(
         operations_pb2.CancelOperationRequest(operation_id=operation_id, discard=True)
     )
-
-
-def test_the_results_of_a_training_that_ended_while_the_control_plane_was_away(
-    stack: Stack,
-) -> None:
-    strategy = digits(epochs=4)
-    reference = stack.train(strategy)
-    operation_id = stack.create(strategy)
-    stack.watch(operation_id, mid_epoch(0))
-    stack.control_plane.kill()
-    with open_sync_channel(stack.trainer.address) as channel:
-        trainer = TrainerServiceStub(channel)
-        wait_for(
-            lambda: all(
-                training.finished
-                for training in trainer.ListTrainings(trainer_pb2.ListTrainingsRequest()).trainings
-            ),
-            "the training to end unseen",
-        )
-    stack.control_plane.start()
-    completed = stack.finished(operation_id)
-    assert completed.state == OPERATION_STATE_COMPLETED
-    assert len(completed.attempts) == 1
-    assert completed.result.digests == reference.result.digests
-    assert_log_is_whole(stack.watch(operation_id))

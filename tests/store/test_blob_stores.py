@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -241,3 +242,17 @@ def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     assert refused(store.set_up) is Reason.STORE_MISCONFIGURED
     assert refused(store.check) is Reason.STORE_MISCONFIGURED
     assert refused(lambda: store.put("a/b", b"")) is Reason.STORE_MISCONFIGURED
+
+
+def test_a_folder_without_room_says_so_and_keeps_nothing_half(tmp_path: Path) -> None:
+    store = open_blob_store(tmp_path.as_uri())
+    store.set_up()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        assert refused(lambda: store.put("blobs/whole", bytes(100_000))) is Reason.STORE_FULL
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert store.stat("blobs/whole") is None
+    assert list(store.unfinished_uploads()) == []
+    store.put("blobs/whole", bytes(100_000))

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -28,10 +29,12 @@ from checkpoint_store.checkpoints import (
 )
 from checkpoint_store.digests import Buffer, blob_digest, blob_key, canonical_json
 from checkpoint_store.local_blobs import LocalBlobStore
+from checkpoint_store.long_uploads import REUSE_SECONDS
 from checkpoint_store.manifest import Manifest
 from everstep.errors import EverstepError, Reason
 from everstep.object_store_process import MinioProcess
 from tests.store.conftest import ACCESS_KEY, SECRET_KEY
+from tests.store.other_clock import OtherClockStore
 from tests.store.states import STATE, MemoryState, fill, make_state
 
 
@@ -241,6 +244,21 @@ def test_an_old_blob_is_relied_on_only_if_the_parent_keeps_it(folder_store: Blob
     assert orphan.uploaded_bytes == alone.uploaded_bytes
 
 
+@pytest.mark.parametrize("skew", [timedelta(hours=-2), timedelta(hours=2)], ids=str)
+def test_what_is_old_is_told_by_the_store_s_clock(tmp_path: Path, skew: timedelta) -> None:
+    store = OtherClockStore(tmp_path, skew)
+    store.set_up()
+    state = make_state()
+    whole = commit(store, state, checkpoint_id="ck-1")
+    again = commit_checkpoint(store, state.draft("ck-2"), memoryview(state.memory))
+    assert again.uploaded_bytes == 0
+    for info in store.list("blobs/"):
+        moment = (info.modified - skew).timestamp() - REUSE_SECONDS - 60
+        os.utime(tmp_path / info.key, (moment, moment))
+    later = commit_checkpoint(store, state.draft("ck-3"), memoryview(state.memory))
+    assert later.uploaded_bytes == sum({b.digest: b.length for b in whole.blobs}.values())
+
+
 class SweptStore(LocalBlobStore):
     """A folder from which a collection removes one blob while another is put."""
 
@@ -313,6 +331,7 @@ import json, mmap, resource, sys
 from checkpoint_store import open_blob_store
 from checkpoint_store.checkpoints import *
 from checkpoint_store.safetensors_layout import TensorSpec, plan_group
+from tests.store.other_clock import OtherClockStore
 from tests.store.states import MemoryState
 
 store = open_blob_store(*sys.argv[1:])

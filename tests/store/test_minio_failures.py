@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 
 from checkpoint_store import minio_blobs, open_blob_store
 from checkpoint_store.blobs import BlobStore, UnfinishedUpload
+from checkpoint_store.minio_blobs import MinioBlobStore
 from everstep.errors import EverstepError, Reason
 from everstep.object_store_process import MinioProcess
 from tests.store.conftest import ACCESS_KEY, SECRET_KEY
@@ -210,6 +211,9 @@ def test_what_may_get_better_is_tried_again(scripted: Script) -> None:
         (403, "AccessDenied", Reason.STORE_ACCESS_DENIED),
         (403, "InvalidAccessKeyId", Reason.STORE_ACCESS_DENIED),
         (403, "SignatureDoesNotMatch", Reason.STORE_ACCESS_DENIED),
+        (507, "XMinioStorageFull", Reason.STORE_FULL),
+        (507, "", Reason.STORE_FULL),
+        (403, "QuotaExceeded", Reason.STORE_FULL),
         (404, "NoSuchBucket", Reason.STORE_MISCONFIGURED),
         (400, "AuthorizationHeaderMalformed", Reason.STORE_MISCONFIGURED),
         (404, "NoSuchKey", Reason.BLOB_NOT_FOUND),
@@ -226,6 +230,22 @@ def test_what_does_not_get_better_is_tried_once(
     else:
         assert failure(lambda: store.get("a/b")).reason is reason
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_requests_are_signed_by_the_clock_of_the_store(minio: MinioProcess, hours: int) -> None:
+    """A server refuses what is signed a quarter of an hour before or after its own time."""
+    store = open_blob_store(minio.url("skewed"), ACCESS_KEY, SECRET_KEY, retry_seconds=0)
+    assert isinstance(store, MinioBlobStore)
+    store._client._skew = timedelta(hours=hours)
+    store.check()
+    store._client._skew = timedelta(hours=hours)
+    store.put("a/b", b"x")
+    store._client._skew = timedelta(hours=hours)
+    assert store.stat("a/b") is not None
+    store._client._skew = timedelta(hours=hours)
+    assert store.get("a/b") == b"x"
+    assert abs(store._client._skew) < timedelta(minutes=1)
 
 
 def test_the_deadline_ends_the_retries(scripted: Script) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,6 @@ import pytest
 
 from checkpoint_store import sweeps
 from checkpoint_store.blobs import BlobInfo, BlobStore
-from checkpoint_store.local_blobs import LocalBlobStore
 from checkpoint_store.store_clock import CLOCK, age_at, store_time
 from checkpoint_store.sweeps import (
     RENEWED_SECONDS,
@@ -27,30 +25,11 @@ from checkpoint_store.sweeps import (
 )
 from everstep.errors import EverstepError, Reason
 from tests.services.processes import wait_for
+from tests.store.other_clock import OtherClockStore
 
 BLOB = "blobs/ab/abc"
 #: Between this machine's clock and the store's.
 SKEWS = [timedelta(hours=-2), timedelta(0), timedelta(hours=2)]
-
-
-class OtherClockStore(LocalBlobStore):
-    """A folder whose clock is not this machine's; the looks at announcements are counted."""
-
-    def __init__(self, folder: Path, skew: timedelta = timedelta(0)) -> None:
-        super().__init__(folder)
-        self._skew = skew
-        self.looks = 0
-
-    def stat(self, key: str) -> BlobInfo | None:
-        self.looks += key.startswith(SWEEPS)
-        info = super().stat(key)
-        return None if info is None else self._skewed(info)
-
-    def list(self, prefix: str) -> Iterator[BlobInfo]:
-        return map(self._skewed, super().list(prefix))
-
-    def _skewed(self, info: BlobInfo) -> BlobInfo:
-        return dataclasses.replace(info, modified=info.modified + self._skew)
 
 
 class Waiting:
