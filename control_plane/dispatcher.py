@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import structlog
@@ -13,12 +13,14 @@ from sqlalchemy import Connection
 
 from control_plane import times
 from control_plane.assignment import assign_next
+from control_plane.attempt_ends import AttemptEnd
 from control_plane.attempt_follower import AttemptFollower, FollowerParts
 from control_plane.checkpoints import Checkpoints
 from control_plane.database import attempts, operations, trainers
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.session import Database
 from control_plane.event_log import EventLog
+from control_plane.late_words import note_late_words, stop_and_hear
 from control_plane.leases import TrainerLeases
 from control_plane.states import ATTEMPT_STATES, State
 from control_plane.trainer_channels import TrainerChannels
@@ -30,6 +32,9 @@ from everstep.trainer.v1.trainer_pb2 import (
     ForgetTrainingRequest,
     ListTrainingsRequest,
 )
+
+if TYPE_CHECKING:
+    from everstep.trainer.v1.trainer_pb2_grpc import TrainerServiceAsyncStub
 
 _log = structlog.get_logger(__name__)
 
@@ -51,6 +56,8 @@ class Dispatcher:
         checkpoints: Applies retention after each commit.
         owner: The name of this control plane; another one with the same database has another.
         lease_seconds: Of trainers, and of this control plane's claim to its attempts.
+        unreachable_seconds: How long a trainer that was reached before is not given up while its
+            heartbeat comes.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class Dispatcher:
         checkpoints: Checkpoints,
         owner: str,
         lease_seconds: float,
+        unreachable_seconds: float,
     ) -> None:
         self._database = database
         self._checkpoints = checkpoints
@@ -68,7 +76,13 @@ class Dispatcher:
         self._leases = TrainerLeases(lease_seconds)
         self._channels = TrainerChannels()
         self._parts = FollowerParts(
-            database, log, self._channels, self._leases, self._committed, self._refused
+            database,
+            log,
+            self._channels,
+            self._leases,
+            unreachable_seconds,
+            self._committed,
+            self._refused,
         )
         self._woken = asyncio.Event()
         self._followers: dict[str, asyncio.Task[None]] = {}
@@ -212,6 +226,8 @@ class Dispatcher:
     async def _forget_attempt(self, attempt: AttemptRecord, address: str) -> None:
         stub = self._channels.stub(address)
         operation_id, number = attempt.operation_id, attempt.number
+        if attempt.ending == AttemptEnd.LOST:
+            await self._stop_lost(stub, attempt)
         try:
             await stub.ForgetTraining(
                 ForgetTrainingRequest(operation_id=operation_id, attempt=number),
@@ -227,6 +243,17 @@ class Dispatcher:
             )
             return
         await self._database.write(attempts.set_forgotten, operation_id, number)
+
+    async def _stop_lost(self, stub: TrainerServiceAsyncStub, attempt: AttemptRecord) -> None:
+        """It may train still, and have said what nobody has heard."""
+        try:
+            words = await stop_and_hear(stub, attempt, SIDE_CALL_SECONDS)
+        except grpc.aio.AioRpcError as failure:
+            if error_from_call(failure).reason is not Reason.TRAINING_NOT_FOUND:
+                raise
+            return
+        if await self._database.write(note_late_words, attempt.operation_id, attempt.number, words):
+            self._parts.log.wake(attempt.operation_id)
 
     async def _seconds_to_next_due(self) -> float:
         try:

@@ -9,9 +9,10 @@ from sqlalchemy import Connection
 from checkpoint_store.digests import parse_canonical_json
 from control_plane import times
 from control_plane.checkpoint_records import checkpoint_message
-from control_plane.database import attempts, checkpoints, operations
+from control_plane.database import attempts, checkpoints, operations, trainers
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.operations import OperationRecord
+from control_plane.liveness import liveness_message
 from control_plane.states import TRANSITIONS, Change, State
 from everstep.control.v1.operations_pb2 import Attempt, Operation
 
@@ -24,11 +25,18 @@ def operation_messages(
     labels = operations.labels_of(connection, ids)
     ran = attempts.of_operations(connection, ids)
     newest = checkpoints.newest_of(connection, ids)
+    there = trainers.find_many(
+        connection, {row.trainer_id for rows in ran.values() for row in rows if not row.ending}
+    )
     messages = []
     for record in records:
         message = _operation(record)
         message.labels.update(labels.get(record.operation_id, []))
         message.attempts.extend(_attempt(row) for row in ran.get(record.operation_id, []))
+        for row in ran.get(record.operation_id, []):
+            if not row.ending:
+                shown = liveness_message(row, there.get(row.trainer_id))
+                message.liveness.CopyFrom(shown)
         checkpoint = newest.get(record.operation_id)
         if checkpoint is not None:
             message.latest_checkpoint.CopyFrom(checkpoint_message(checkpoint))

@@ -6,7 +6,7 @@ import time
 from functools import partial
 from typing import Any
 
-from control_plane.attempt_follower import UNREACHABLE_LEASES
+from control_plane.hearing import UNREACHED_LEASES
 from everstep.control.v1.operations_pb2 import (
     OPERATION_STATE_COMPLETED,
     OPERATION_STATE_FAILED,
@@ -57,7 +57,7 @@ async def test_a_stream_that_breaks_after_a_long_silence_is_taken_up(
     training.epoch(0)
     await client.watch(operation_id, lambda event: event.progress.index == 1)
     # It is heard three times a lease.
-    silence = trainer.announced + 3 * UNREACHABLE_LEASES + 2
+    silence = trainer.announced + 3 * UNREACHED_LEASES + 2
     await until(lambda: trainer.announced >= silence, "a long silence")
     trainer.break_streams()
     await until(partial(has_more, trainer.watch_requests, 0), "a watch")
