@@ -62,7 +62,8 @@ class DrawnOperations(RuleBasedStateMachine):
                 assert answer.operation_id == model.operation_id
                 # One that waits may be dispatched by now.
                 states = (PENDING, RUNNING) if model.state == PENDING else (model.state,)
-                assert State.of_message(answer.state) in states, f"{model}: {answer.state}"
+                shown = State.of_message(answer.state)
+                assert shown in states, f"{model}: answered as {shown}, not {states}"
 
         self.do(self.scene.expect(call, reason, check))
 

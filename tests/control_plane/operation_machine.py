@@ -13,6 +13,7 @@ from everstep.errors import Reason
 from tests.control_plane.operation_draws import DrawnOperations
 from tests.control_plane.operation_model import (
     CANCELLING,
+    FINAL,
     OPEN,
     STATES,
     OperationModel,
@@ -35,8 +36,8 @@ class OperationMachine(DrawnOperations):
 
     @initialize(
         weather=st.sampled_from(WEATHER),
-        checkpoints=st.integers(0, 2),
-        outcome=st.sampled_from(("running", "stopped", *OUTCOMES)),
+        checkpoints=st.sampled_from((0, 1, 2, 2)),
+        outcome=st.sampled_from(("running", "stopped", "stopped", "failed", *OUTCOMES)),
     )
     def begin(self, weather: str, checkpoints: int, outcome: str) -> None:
         """One operation, which may have come far."""
@@ -132,11 +133,13 @@ class OperationMachine(DrawnOperations):
         same_request: bool,
     ) -> None:
         """Of many callers one wins; those who say the same request are all answered."""
-        model = self.pick(data, self.known())
+        # Finished ones twice: the others refuse it whatever is asked.
+        model = self.pick(data, [*self.those_in(*FINAL), *self.known()])
         epochs = None if more_epochs is None else model.epochs + more_epochs
         checkpoint_id = ""
         if named:
-            ids = [*(one.checkpoint_id for one in model.checkpoints), *model.gone, "ck-unknown"]
+            ids = [one.checkpoint_id for one in model.checkpoints]
+            ids = [*ids, *ids, *model.gone[:1], "ck-unknown"]
             checkpoint_id = data.draw(st.sampled_from(ids), label="checkpoint")
         request = ResumeOperationRequest(
             operation_id=model.operation_id,

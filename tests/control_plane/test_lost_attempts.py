@@ -6,7 +6,6 @@ import time
 from functools import partial
 from typing import Any
 
-from control_plane.hearing import UNREACHED_LEASES
 from everstep.control.v1.operations_pb2 import (
     OPERATION_STATE_COMPLETED,
     OPERATION_STATE_FAILED,
@@ -46,24 +45,6 @@ async def test_a_broken_stream_is_taken_up_after_the_last_event(
     assert len(operation.attempts) == 1
     assert [request.after_index for request in trainer.watch_requests] == [1, 2, 3]
     assert_whole(await client.watch(operation_id))
-
-
-async def test_a_stream_that_breaks_after_a_long_silence_is_taken_up(
-    client: Client, trainer: ScriptedTrainer
-) -> None:
-    """A training may say nothing for long: while its data is loaded, its epoch evaluated."""
-    operation_id = await client.create()
-    training = await trainer.begun(operation_id)
-    training.epoch(0)
-    await client.watch(operation_id, lambda event: event.progress.index == 1)
-    # It is heard three times a lease.
-    silence = trainer.announced + 3 * UNREACHED_LEASES + 2
-    await until(lambda: trainer.announced >= silence, "a long silence")
-    trainer.break_streams()
-    await until(partial(has_more, trainer.watch_requests, 0), "a watch")
-    training.complete()
-    operation = await client.until_state(operation_id, OPERATION_STATE_COMPLETED)
-    assert len(operation.attempts) == 1
 
 
 async def test_a_lost_trainer_is_replaced_and_the_newest_checkpoint_taken(
