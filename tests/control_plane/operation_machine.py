@@ -38,8 +38,9 @@ class OperationMachine(DrawnOperations):
         weather=st.sampled_from(WEATHER),
         checkpoints=st.sampled_from((0, 1, 2, 2)),
         outcome=st.sampled_from(("running", "stopped", "stopped", "failed", *OUTCOMES)),
+        resumed=st.sampled_from(("not", "from the newest", "from the oldest")),
     )
-    def begin(self, weather: str, checkpoints: int, outcome: str) -> None:
+    def begin(self, weather: str, checkpoints: int, outcome: str, resumed: str) -> None:
         """One operation, which may have come far."""
         self.weather = weather
         self.create(epochs=2)
@@ -51,6 +52,9 @@ class OperationMachine(DrawnOperations):
             self.stop(model, saved=False)
         elif outcome != "running":
             self.end(model, outcome)
+        if model.resumable and resumed != "not":
+            oldest = model.checkpoints[0].checkpoint_id
+            self.ask_to_resume(model, oldest if "oldest" in resumed else "", None)
 
     @rule()
     def the_trainer_takes_no_more_work_or_takes_it_again(self) -> None:
@@ -141,6 +145,16 @@ class OperationMachine(DrawnOperations):
             ids = [one.checkpoint_id for one in model.checkpoints]
             ids = [*ids, *ids, *model.gone[:1], "ck-unknown"]
             checkpoint_id = data.draw(st.sampled_from(ids), label="checkpoint")
+        self.ask_to_resume(model, checkpoint_id, epochs, callers, same_request)
+
+    def ask_to_resume(
+        self,
+        model: OperationModel,
+        checkpoint_id: str,
+        epochs: int | None,
+        callers: int = 1,
+        same_request: bool = False,
+    ) -> None:
         request = ResumeOperationRequest(
             operation_id=model.operation_id,
             checkpoint_id=checkpoint_id,
