@@ -10,7 +10,8 @@ from typing import Final
 from sqlalchemy import Connection
 
 from control_plane import moves, times
-from control_plane.attempt_ends import AttemptEnd, next_readable
+from control_plane.attempt_ends import AttemptEnd
+from control_plane.beginnings import newest_to_try, passed_over
 from control_plane.database import attempts, checkpoints, queue
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.operations import OperationRecord
@@ -53,6 +54,8 @@ class Beginning:
     checkpoint: CheckpointReference | None
     first_step: int
     overrides: StrategyOverrides
+    #: The newer checkpoints that cannot be read, for the log.
+    passed_over: str = ""
 
 
 def assign_round(
@@ -190,7 +193,7 @@ def _begin_attempt(
     origin = (
         "from the beginning"
         if beginning.checkpoint is None
-        else f"from checkpoint {beginning.checkpoint.checkpoint_id}"
+        else f"from checkpoint {beginning.checkpoint.checkpoint_id}{beginning.passed_over}"
     )
     assigned = change_state(
         connection,
@@ -238,14 +241,15 @@ def _beginning(connection: Connection, operation: OperationRecord) -> Beginning:
     if operation.resume_checkpoint_id is not None:
         checkpoint = checkpoints.find(connection, operation.resume_checkpoint_id)
     if checkpoint is None:
-        checkpoint = next_readable(connection, operation.operation_id)
+        checkpoint = newest_to_try(connection, operation.operation_id)
     if checkpoint is not None:
         if checkpoint.attempt > operation.resumed_after:
             # The learning rate was set when this resume began, and is in the checkpoint since; the
             # environment that was allowed is the checkpoint's.
             overrides.ClearField("learning_rate")
             overrides.ClearField("allow_inexact")
-        return Beginning(reference_of(checkpoint), checkpoint.step + 1, overrides)
+        skipped = "" if operation.resume_named else passed_over(connection, operation, checkpoint)
+        return Beginning(reference_of(checkpoint), checkpoint.step + 1, overrides, skipped)
     if operation.from_checkpoint is not None:
         forked_from = CheckpointReference.FromString(operation.from_checkpoint)
         origin = checkpoints.find(connection, forked_from.checkpoint_id)

@@ -19,7 +19,9 @@ from control_plane.database.operations import OperationRecord
 from control_plane.database.session import Database
 from control_plane.database.trainers import TrainerRecord
 from control_plane.event_log import EventLog
+from control_plane.hearing import Hearing
 from control_plane.leases import TrainerLeases
+from control_plane.liveness import Liveness
 from control_plane.progress_stream import ProgressStream
 from control_plane.states import ATTEMPT_STATES, State
 from control_plane.stop_relay import StopRelay
@@ -49,8 +51,6 @@ POSITION_SECONDS: Final = 1.0
 POSITION_PART: Final = 0.01
 #: Seconds between looks at the trainer's lease while its stream is silent.
 SILENCE_SECONDS: Final = 1.0
-#: A trainer whose heartbeat comes but which cannot be reached for so many leases is given up.
-UNREACHABLE_LEASES: Final = 4
 #: Errors in a row, with the trainer answering, after which the attempt is given up.
 MAX_ERRORS: Final = 10
 
@@ -81,6 +81,8 @@ class FollowerParts:
     log: EventLog
     channels: TrainerChannels
     leases: TrainerLeases
+    #: How long a trainer that was reached before is not given up while its heartbeat comes.
+    unreachable_seconds: float
     #: Called with the operation when a checkpoint was registered.
     committed: Callable[[str], None]
     #: Called with the trainer that refused an attempt for want of room.
@@ -99,9 +101,9 @@ class AttemptFollower:
         self._number = number
         self._parts = parts
         self._log = _log.bind(operation_id=operation_id, attempt=number)
-        self._last_heard = time.monotonic()
-        #: When the connection broke, if nothing was heard since; a training may be silent for long.
-        self._broken_since: float | None = None
+        self._hearing = Hearing(parts.leases.lease_seconds, parts.unreachable_seconds)
+        #: What is stored of it.
+        self._liveness = Liveness.HEARD
         self._position_stored = 0.0
         #: How far the operation is, as stored.
         self._fraction = 0.0
@@ -133,6 +135,8 @@ class AttemptFollower:
             return await self._end(
                 EverstepError(Reason.TRAINER_NOT_FOUND, "its trainer is not registered any more")
             )
+        self._hearing.follows(followed.attempt)
+        self._liveness = Liveness(followed.attempt.liveness)
         try:
             if await self._store_stream(followed, followed.trainer):
                 return True
@@ -147,7 +151,7 @@ class AttemptFollower:
     async def _store_stream(self, followed: Followed, trainer: TrainerRecord) -> bool:
         call = _open_call(self._parts.channels.stub(trainer.address), followed)
         self._fraction = TrainingPosition.FromString(followed.operation.position).fraction
-        async with ProgressStream(call) as stream:
+        async with ProgressStream(call, self._hearing.opened) as stream:
             while True:
                 words = await stream.next_words(SILENCE_SECONDS)
                 if words is None:
@@ -155,10 +159,10 @@ class AttemptFollower:
                 if not words:
                     await self._check_silence(trainer.trainer_id)
                     continue
-                self._last_heard = time.monotonic()
-                self._broken_since = None
+                self._hearing.heard(words)
                 if await self._store(words):
                     return True
+                await self._store_liveness()
                 self._errors = 0
                 self._retry_seconds = FIRST_RETRY_SECONDS
 
@@ -190,12 +194,18 @@ class AttemptFollower:
 
     async def _check_silence(self, trainer_id: str) -> None:
         trainer = await self._parts.database.read(trainers.find, trainer_id)
-        silent_for = time.monotonic() - self._last_heard
-        lease_seconds = self._parts.leases.lease_seconds
-        if silent_for > lease_seconds and self._parts.leases.has_ended(trainer):
+        leases = self._parts.leases
+        if self._hearing.unreached_seconds > leases.lease_seconds and leases.has_ended(trainer):
             raise EverstepError(
                 Reason.SERVICE_UNAVAILABLE, "neither its stream nor its heartbeat is heard"
             )
+        await self._store_liveness()
+
+    async def _store_liveness(self) -> None:
+        liveness, seconds = self._hearing.liveness()
+        if liveness is not self._liveness:
+            self._liveness = liveness
+            await self._parts.log.hear(self._operation_id, self._number, liveness, seconds)
 
     async def _after_error(self, followed: Followed, error: EverstepError) -> bool:
         """Ends the attempt if this error does; else it is tried again."""
@@ -218,10 +228,9 @@ class AttemptFollower:
                     f"trainer {followed.trainer.trainer_id} is not heard any more",
                 )
             )
-        if self._broken_since is None:
-            self._broken_since = time.monotonic()
-        broken_for = time.monotonic() - self._broken_since
-        if broken_for > UNREACHABLE_LEASES * self._parts.leases.lease_seconds:
+        self._hearing.broke()
+        await self._store_liveness()
+        if self._hearing.is_given_up:
             return await self._end(
                 EverstepError(
                     Reason.SERVICE_UNAVAILABLE,

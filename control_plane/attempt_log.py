@@ -15,9 +15,9 @@ from control_plane.database import attempts, checkpoints, events, operations
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.checkpoints import CheckpointRecord
 from control_plane.database.operations import OperationRecord
+from control_plane.late_words import note_late_words
 from control_plane.operation_metrics import merged_metrics, newest_metrics, step_metrics
 from control_plane.states import ATTEMPT_STATES
-from control_plane.transitions import note_event
 from everstep.control.v1.operations_pb2 import OperationEvent
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.checkpoint_pb2 import Checkpoint
@@ -57,8 +57,7 @@ def store_words(
         return Stored(0, over=True)
     fresh = [word for word in words if word.index > attempt.cursor]
     if attempt.ending or operation.attempt != number:
-        if fresh:
-            _note_late_words(connection, attempt, fresh[0])
+        note_late_words(connection, operation_id, number, fresh)
         return Stored(attempt.cursor, over=True)
     if not fresh:
         return Stored(attempt.cursor, over=False)
@@ -121,21 +120,6 @@ def _check_words(attempt: AttemptRecord, words: Sequence[TrainingProgress]) -> N
                 f"trainer {attempt.trainer_id} sent an event of operation {word.operation_id}, "
                 f"attempt {word.attempt}, for attempt {attempt.number} of {attempt.operation_id}",
             )
-
-
-def _note_late_words(
-    connection: Connection, attempt: AttemptRecord, first: TrainingProgress
-) -> None:
-    if attempt.late_noted:
-        return
-    attempts.set_values(connection, attempt.operation_id, attempt.number, late_noted=True)
-    message = (
-        f"trainer {attempt.trainer_id} went on with attempt {attempt.number} after its end; its "
-        f"words from index {first.index} on are refused"
-    )
-    events.append(
-        connection, attempt.operation_id, [note_event("LATE_EVENTS", message, attempt.number)]
-    )
 
 
 def _store_fresh(

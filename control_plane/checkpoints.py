@@ -15,6 +15,7 @@ from checkpoint_store.checkpoints import read_manifest
 from checkpoint_store.digests import blob_digest, blob_key
 from checkpoint_store.manifest import Manifest
 from control_plane import pages, times
+from control_plane.beginnings import newest_to_try
 from control_plane.checkpoint_records import checkpoint_message, known_checkpoint, superfluous
 from control_plane.database import attempts, checkpoints, operations
 from control_plane.database.checkpoints import CheckpointRecord
@@ -219,8 +220,8 @@ def _protected(connection: Connection, operation: OperationRecord) -> frozenset[
     """The checkpoints that an unfinished operation may still begin with."""
     needed: set[str] = set()
     if operation.state in _UNFINISHED:
-        newest = checkpoints.newest_of(connection, [operation.operation_id])
-        needed |= {record.checkpoint_id for record in newest.values()}
+        newest = newest_to_try(connection, operation.operation_id)
+        needed.add("" if newest is None else newest.checkpoint_id)
         needed.add(operation.resume_checkpoint_id or "")
         attempt = attempts.find(connection, operation.operation_id, operation.attempt)
         if attempt is not None and attempt.checkpoint is not None and not attempt.ending:

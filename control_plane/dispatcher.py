@@ -44,6 +44,8 @@ class Dispatcher:
         checkpoints: Applies retention after each commit.
         owner: The name of this control plane; another one with the same database has another.
         lease_seconds: Of trainers, and of this control plane's claim to its attempts.
+        unreachable_seconds: How long a trainer that was reached before is not given up while its
+            heartbeat comes.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Dispatcher:
         checkpoints: Checkpoints,
         owner: str,
         lease_seconds: float,
+        unreachable_seconds: float,
     ) -> None:
         self._database = database
         self._checkpoints = checkpoints
@@ -61,9 +64,15 @@ class Dispatcher:
         self._leases = TrainerLeases(database, lease_seconds)
         self._channels = TrainerChannels()
         self._full = FullTrainers(database, self._channels, self.wake)
-        self._forgetter = AttemptForgetter(database, self._channels)
+        self._forgetter = AttemptForgetter(database, self._channels, log)
         self._parts = FollowerParts(
-            database, log, self._channels, self._leases, self._committed, self._full.add
+            database,
+            log,
+            self._channels,
+            self._leases,
+            unreachable_seconds,
+            self._committed,
+            self._full.add,
         )
         self._woken = asyncio.Event()
         self._followers: dict[str, asyncio.Task[None]] = {}

@@ -13,6 +13,7 @@ from typing import Final
 from control_plane.attempt_log import Stored, store_end, store_position, store_words
 from control_plane.database import events
 from control_plane.database.session import Database
+from control_plane.liveness import Liveness, store_liveness
 from control_plane.log_tail import LogTail, check_cursor, read_page
 from control_plane.states import FINAL_STATES
 from control_plane.transients import Transients
@@ -63,6 +64,13 @@ class EventLog:
     ) -> float:
         """Stores how far a transient event says that the attempt is; see `store_position`."""
         return await self._database.write(store_position, operation_id, attempt, word)
+
+    async def hear(
+        self, operation_id: str, attempt: int, liveness: Liveness, seconds: float
+    ) -> None:
+        """Stores what is heard of an attempt, then wakes whoever watches; see `store_liveness`."""
+        if await self._database.write(store_liveness, operation_id, attempt, liveness, seconds):
+            self.wake(operation_id)
 
     def wake(self, operation_id: str) -> None:
         """There may be something new in this operation's log."""

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 import structlog
 
 from control_plane import times
+from control_plane.attempt_ends import AttemptEnd
 from control_plane.database import attempts, trainers
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.session import Database
+from control_plane.event_log import EventLog
+from control_plane.late_words import note_late_words, stop_and_hear
 from control_plane.trainer_channels import SIDE_CALL_SECONDS, TrainerChannels
 from everstep.errors import Reason
 from everstep.rpc.status import error_from_call
 from everstep.trainer.v1.trainer_pb2 import CancelTrainingRequest, ForgetTrainingRequest
+
+if TYPE_CHECKING:
+    from everstep.trainer.v1.trainer_pb2_grpc import TrainerServiceAsyncStub
 
 _log = structlog.get_logger(__name__)
 
@@ -23,11 +29,18 @@ FORGOTTEN_AT_A_TIME: Final = 50
 
 
 class AttemptForgetter:
-    """Tells trainers which attempts are stored to their end."""
+    """Tells trainers which attempts are stored to their end.
 
-    def __init__(self, database: Database, channels: TrainerChannels) -> None:
+    Args:
+        database: Which attempts are over.
+        channels: To the trainers.
+        log: Where it is noted what a lost attempt said after its end.
+    """
+
+    def __init__(self, database: Database, channels: TrainerChannels, log: EventLog) -> None:
         self._database = database
         self._channels = channels
+        self._log = log
 
     async def forget_round(self) -> None:
         """Tells of the oldest; a trainer that does not answer is told in another round."""
@@ -44,6 +57,8 @@ class AttemptForgetter:
     async def _forget(self, attempt: AttemptRecord, address: str) -> None:
         stub = self._channels.stub(address)
         operation_id, number = attempt.operation_id, attempt.number
+        if attempt.ending == AttemptEnd.LOST:
+            await self._stop_lost(stub, attempt)
         try:
             await stub.ForgetTraining(
                 ForgetTrainingRequest(operation_id=operation_id, attempt=number),
@@ -59,3 +74,14 @@ class AttemptForgetter:
             )
             return
         await self._database.write(attempts.set_forgotten, operation_id, number)
+
+    async def _stop_lost(self, stub: TrainerServiceAsyncStub, attempt: AttemptRecord) -> None:
+        """It may train still, and have said what nobody has heard."""
+        try:
+            words = await stop_and_hear(stub, attempt, SIDE_CALL_SECONDS)
+        except grpc.aio.AioRpcError as failure:
+            if error_from_call(failure).reason is not Reason.TRAINING_NOT_FOUND:
+                raise
+            return
+        if await self._database.write(note_late_words, attempt.operation_id, attempt.number, words):
+            self._log.wake(attempt.operation_id)

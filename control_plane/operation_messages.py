@@ -9,9 +9,10 @@ from sqlalchemy import Connection
 from checkpoint_store.digests import parse_canonical_json
 from control_plane import times
 from control_plane.checkpoint_records import checkpoint_message
-from control_plane.database import attempts, checkpoints, operations
+from control_plane.database import attempts, checkpoints, operations, trainers
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.operations import OperationRecord
+from control_plane.liveness import liveness_message
 from control_plane.log_tail import operation_not_found
 from control_plane.placement import TrainerPool, parse_labels, read_pool
 from control_plane.states import TRANSITIONS, Change, State
@@ -29,6 +30,9 @@ def operation_messages(
     newest = checkpoints.newest_of(connection, ids)
     waits = any(record.state == State.PENDING for record in records)
     pool = read_pool(connection, frozenset(), lock=False) if waits else None
+    there = trainers.find_many(
+        connection, {row.trainer_id for rows in ran.values() for row in rows if not row.ending}
+    )
     messages = []
     for record in records:
         message = _operation(record)
@@ -36,6 +40,10 @@ def operation_messages(
         message.attempts.extend(_attempt(row) for row in ran.get(record.operation_id, []))
         if pool is not None and record.state == State.PENDING:
             message.waiting_for = _waiting_for(record, ran.get(record.operation_id, []), pool)
+        for row in ran.get(record.operation_id, []):
+            if not row.ending:
+                shown = liveness_message(row, there.get(row.trainer_id))
+                message.liveness.CopyFrom(shown)
         checkpoint = newest.get(record.operation_id)
         if checkpoint is not None:
             message.latest_checkpoint.CopyFrom(checkpoint_message(checkpoint))

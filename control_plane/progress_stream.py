@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
 
 import grpc
 
+from everstep.rpc.opening import wait_opened
 from everstep.training.v1.progress_pb2 import TrainingProgress
 
 #: Events read ahead; then the trainer waits.
@@ -17,10 +19,18 @@ AT_A_TIME: Final = 256
 
 
 class ProgressStream:
-    """Events of one call, in batches; the call is cancelled when the context is left."""
+    """Events of one call, in batches; the call is cancelled when the context is left.
 
-    def __init__(self, call: grpc.aio.UnaryStreamCall[Any, TrainingProgress]) -> None:
+    Args:
+        call: The stream.
+        opened: Called when the trainer has it, before there is anything to say.
+    """
+
+    def __init__(
+        self, call: grpc.aio.UnaryStreamCall[Any, TrainingProgress], opened: Callable[[], None]
+    ) -> None:
         self._call = call
+        self._opened = opened
         self._words: asyncio.Queue[TrainingProgress | None] = asyncio.Queue(READ_AHEAD)
         self._failure: BaseException | None = None
         self._ended = False
@@ -70,6 +80,8 @@ class ProgressStream:
 
     async def _read(self) -> None:
         try:
+            if await wait_opened(self._call):
+                self._opened()
             async for message in self._call:
                 later = list(message.next)
                 message.ClearField("next")

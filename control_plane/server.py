@@ -61,7 +61,12 @@ async def serve(settings: ControlPlaneSettings) -> None:
         log = EventLog(database)
         checkpoints = Checkpoints(database, store, public_store)
         dispatcher = Dispatcher(
-            database, log, checkpoints, settings.instance, settings.lease_seconds
+            database,
+            log,
+            checkpoints,
+            settings.instance,
+            settings.lease_seconds,
+            settings.unreachable_seconds,
         )
         closing.push_async_callback(dispatcher.close)
         operations = Operations(database, log, dispatcher.wake, settings.max_queued)

@@ -25,6 +25,9 @@ class ControlPlaneSettings(BaseSettings):
     instance: str = Field(default="control-plane", pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
     #: Seconds that a trainer counts as alive after it was last heard.
     lease_seconds: float = Field(default=15, gt=0, le=3600)
+    #: Seconds that an attempt is left to a trainer that cannot be reached any more, though its
+    #: heartbeat comes.
+    unreachable_seconds: float = Field(default=900, gt=0)
     #: The newest events that are kept of each operation; 0: all.
     keep_events: int = Field(default=0, ge=0)
     #: Days that a finished operation keeps more than its last event; 0: for ever.

@@ -8,6 +8,7 @@ from typing import Any, cast
 import grpc
 
 from everstep.errors import Reason
+from everstep.rpc.opening import say_opened
 from everstep.strategy import resolve_strategy, validate_message
 from everstep.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 from everstep.training.v1.progress_pb2 import TrainingProgress
@@ -27,7 +28,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._capacity = capacity
 
     async def StartTraining(
-        self, request: trainer_pb2.StartTrainingRequest, _context: Context
+        self, request: trainer_pb2.StartTrainingRequest, context: Context
     ) -> AsyncIterator[TrainingProgress]:
         progress = await self._trainings.begin(
             TrainingRequest(
@@ -38,11 +39,12 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 overrides=StrategyOverrides(),
             )
         )
+        await say_opened(context)
         async for event in _follow(progress, 0, request.batches):
             yield event
 
     async def ResumeTraining(
-        self, request: trainer_pb2.ResumeTrainingRequest, _context: Context
+        self, request: trainer_pb2.ResumeTrainingRequest, context: Context
     ) -> AsyncIterator[TrainingProgress]:
         progress = await self._trainings.begin(
             TrainingRequest(
@@ -54,13 +56,15 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
                 fork=request.fork,
             )
         )
+        await say_opened(context)
         async for event in _follow(progress, 0, request.batches):
             yield event
 
     async def WatchTraining(
-        self, request: trainer_pb2.WatchTrainingRequest, _context: Context
+        self, request: trainer_pb2.WatchTrainingRequest, context: Context
     ) -> AsyncIterator[TrainingProgress]:
         progress = self._trainings.find(request.operation_id, request.attempt)
+        await say_opened(context)
         async for event in _follow(progress, request.after_index, request.batches):
             yield event
 

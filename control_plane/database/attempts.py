@@ -32,6 +32,8 @@ class AttemptRecord:
     overrides: bytes
     forgotten: bool
     late_noted: bool
+    liveness: str = "HEARD"
+    liveness_time: int | None = None
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,9 @@ attempts = Table(
     Column("forgotten", Boolean, nullable=False),
     # Words after the end were refused, and the log says so.
     Column("late_noted", Boolean, nullable=False),
+    # What is heard of it while it is open, and since when.
+    Column("liveness", String(16), nullable=False, server_default="HEARD"),
+    Column("liveness_time", BigInteger),
     Index(None, "trainer_id", "ending"),
     Index(None, "forgotten", "ending"),
 )

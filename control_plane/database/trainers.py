@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,12 @@ def find(connection: Connection, trainer_id: str) -> TrainerRecord | None:
         select(trainers).where(trainers.c.trainer_id == trainer_id)
     ).one_or_none()
     return None if row is None else TrainerRecord(**row._mapping)
+
+
+def find_many(connection: Connection, trainer_ids: Iterable[str]) -> dict[str, TrainerRecord]:
+    """Those of the trainers that there are, by id."""
+    rows = connection.execute(select(trainers).where(trainers.c.trainer_id.in_(list(trainer_ids))))
+    return {row.trainer_id: TrainerRecord(**row._mapping) for row in rows}
 
 
 def every(connection: Connection, *, lock: bool = False) -> list[TrainerRecord]:

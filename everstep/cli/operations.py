@@ -29,7 +29,7 @@ from everstep.cli.console import (
     words,
 )
 from everstep.cli.naming import find_operation
-from everstep.control.v1.operations_pb2 import Operation, OperationState
+from everstep.control.v1.operations_pb2 import LivenessState, Operation, OperationState
 from everstep.errors import EverstepError, Reason
 from everstep.training.v1.progress_pb2 import WorkAtRisk
 
@@ -76,7 +76,7 @@ def ops(
             (
                 operation.operation_id,
                 operation.display_name,
-                _state_name(operation),
+                _state_shown(operation),
                 str(operation.priority),
                 f"{operation.position.fraction:.0%}",
                 f"{operation.position.epoch}/{operation.position.total_epochs}",
@@ -198,6 +198,7 @@ def _facts(operation: Operation) -> list[tuple[str, str]]:
         ("waits for", operation.waiting_for),
         ("priority", str(operation.priority)),
         ("only on", ", ".join(f"{k}={v}" for k, v in sorted(operation.trainer_labels.items()))),
+        ("trouble", _trouble(operation)),
         ("created", ago(operation.create_time)),
         ("labels", ", ".join(f"{k}={v}" for k, v in sorted(operation.labels.items()))),
         (
@@ -230,6 +231,29 @@ def _facts(operation: Operation) -> list[tuple[str, str]]:
         facts.append(("forked from", operation.parent_operation_id))
     facts.append(("strategy digest", operation.strategy_digest))
     return [(name, value) for name, value in facts if value]
+
+
+def _state_shown(operation: Operation) -> str:
+    """The state, and what keeps one that runs from being heard."""
+    liveness = _liveness_name(operation)
+    state = _state_name(operation)
+    return f"{state}, {liveness}" if liveness else state
+
+
+def _trouble(operation: Operation) -> str:
+    liveness = _liveness_name(operation)
+    if not liveness:
+        return ""
+    shown = operation.liveness
+    return f"{liveness} since {ago(shown.since)}: {shown.message}"
+
+
+def _liveness_name(operation: Operation) -> str:
+    """stalled, unreachable or dead; empty while all is well or nothing runs."""
+    state = operation.liveness.state
+    if state in (LivenessState.LIVENESS_STATE_UNSPECIFIED, LivenessState.LIVENESS_STATE_HEARD):
+        return ""
+    return words(LivenessState.Name(state), "LIVENESS_STATE_")
 
 
 def _at_risk(risk: WorkAtRisk) -> str:

@@ -82,6 +82,32 @@ class WorkAtRisk:
     stall_share: float
 
 
+class LivenessState(StrEnum):
+    """What is heard of an attempt that runs."""
+
+    #: Trainer and training are heard.
+    HEARD = "heard"
+    #: The trainer is there, and its training says nothing.
+    STALLED = "stalled"
+    #: The trainer's heartbeat comes, and its stream does not.
+    UNREACHABLE = "unreachable"
+    #: The trainer's lease has ended.
+    DEAD = "dead"
+    #: One that this version does not know.
+    UNKNOWN = "unspecified"
+
+
+@dataclass(frozen=True)
+class Liveness:
+    """What is heard of an attempt that runs, since when, and what comes of it."""
+
+    state: LivenessState
+    #: None while all is well.
+    since: datetime | None
+    #: One line; empty while all is well.
+    message: str
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a training failed."""
@@ -170,6 +196,8 @@ class Operation:
     priority: int
     #: It runs only on a trainer that has all of these.
     trainer_labels: Mapping[str, str]
+    #: None when no attempt runs.
+    liveness: Liveness | None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from everstep.sdk.checkpoints import (
 from everstep.sdk.operations import (
     Attempt,
     Failure,
+    Liveness,
+    LivenessState,
     Operation,
     OperationState,
     Phase,
@@ -65,6 +67,7 @@ def operation(message: operations_pb2.Operation) -> Operation:
         at_risk=work_at_risk(message.at_risk) if message.HasField("at_risk") else None,
         priority=message.priority,
         trainer_labels=dict(message.trainer_labels),
+        liveness=liveness(message.liveness) if message.HasField("liveness") else None,
     )
 
 
@@ -135,6 +138,17 @@ def work_at_risk(message: progress_pb2.WorkAtRisk) -> WorkAtRisk:
         seconds_since_snapshot=message.seconds_since_snapshot,
         upload_lag_seconds=message.upload_lag_seconds,
         stall_share=message.stall_share,
+    )
+
+
+def liveness(message: operations_pb2.Liveness) -> Liveness:
+    """What is heard of an attempt."""
+    names = operations_pb2.LivenessState.DESCRIPTOR.values_by_number
+    name = names[message.state].name if message.state in names else ""
+    return Liveness(
+        state=_named(LivenessState, name, "LIVENESS_STATE_"),
+        since=moment(message.since) if message.HasField("since") else None,
+        message=message.message,
     )
 
 

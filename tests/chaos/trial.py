@@ -16,7 +16,7 @@ from everstep.control.v1.operations_pb2 import RestartPolicy
 from everstep.errors import EverstepError
 from everstep.rpc.options import open_sync_channel
 from everstep.sdk import Client, Event
-from everstep.trainer.v1.trainer_pb2 import ListTrainingsRequest
+from everstep.trainer.v1.trainer_pb2 import ListTrainingsRequest, Training
 from everstep.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
 from everstep.training.v1.strategy_pb2 import TrainingStrategy
 from tests.chaos.checks import PROMISES, Ending, Outcome, open_store
@@ -136,6 +136,7 @@ class Trial:
 
         self._progress.wait_for(seen_to_the_end, max(0.0, deadline - time.monotonic()))
         self._progress.wait_for(lambda: not still_running(scene.cluster), 20)
+        self._progress.wait_for(lambda: not kept(scene.cluster), 20)
         # What a thawed trainer says of an attempt that was given up may still be noted.
         self._progress.wait_for(seen_to_the_end, 10)
         self.report.note("all is over")
@@ -197,16 +198,18 @@ def replay(client: Client, operation_id: str, last: int) -> list[Event]:
 
 
 def still_running(cluster: Cluster) -> list[str]:
-    """Attempts that trainers have not ended, asked directly."""
-    found = []
+    """Attempts that trainers have not ended."""
+    return [name for name, training in kept(cluster).items() if not training.finished]
+
+
+def kept(cluster: Cluster) -> dict[str, Training]:
+    """Attempts that trainers have not been told to forget, asked directly."""
+    found = {}
     for name in cluster.trainer_names:
         with open_sync_channel(cluster.services[name].address) as channel:
             answer = TrainerServiceStub(channel).ListTrainings(
                 ListTrainingsRequest(), timeout=10, wait_for_ready=True
             )
-        found += [
-            f"attempt {training.attempt} of {training.operation_id} on {name}"
-            for training in answer.trainings
-            if not training.finished
-        ]
+        for training in answer.trainings:
+            found[f"attempt {training.attempt} of {training.operation_id} on {name}"] = training
     return found

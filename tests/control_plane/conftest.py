@@ -74,6 +74,14 @@ class Client:
             wait_for_ready=True,
         )
 
+    async def reached(self) -> None:
+        """Waits until the control plane answers."""
+        await self.operations.ListOperations(
+            operations_pb2.ListOperationsRequest(page_size=1),
+            timeout=PATIENCE_SECONDS,
+            wait_for_ready=True,
+        )
+
     async def cancel(self, operation_id: str, *, discard: bool = False) -> Operation:
         return await self.operations.CancelOperation(
             operations_pb2.CancelOperationRequest(operation_id=operation_id, discard=discard),

@@ -12,6 +12,7 @@ from everstep.control.v1.trainers_pb2 import RegisterTrainerRequest, TrainerEnvi
 from everstep.control.v1.trainers_pb2_grpc import TrainerRegistryServiceStub
 from everstep.errors import EverstepError, Reason
 from everstep.rpc import serving
+from everstep.rpc.opening import say_opened
 from everstep.rpc.options import open_channel
 from everstep.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 from everstep.training.v1 import progress_pb2
@@ -181,6 +182,8 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
         self.address = "127.0.0.1:0"
         self.capacity = capacity
         self.torch_version = torch_version
+        #: Announces that it takes no new work.
+        self.draining = False
         #: Says no to new attempts with this.
         self.refusal: EverstepError | None = None
         #: Begins an attempt with words of its own.
@@ -197,6 +200,7 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
         self._server: grpc.aio.Server | None = None
         self._streams: set[asyncio.Task[Any]] = set()
         self._heartbeat: asyncio.Task[None] | None = None
+        self._announcing = asyncio.Lock()
 
     async def start(self) -> ScriptedTrainer:
         """Serves and announces itself; the same address after a stop."""
@@ -236,18 +240,20 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
             stream.cancel()
 
     async def announce(self, *, draining: bool = False) -> float:
-        response = await TrainerRegistryServiceStub(self._registry_channel).RegisterTrainer(
-            RegisterTrainerRequest(
-                trainer_id=self.trainer_id,
-                address=self.address,
-                capacity=self.capacity,
-                environment=TrainerEnvironment(torch_version=self.torch_version),
-                draining=draining,
-                labels=self.labels,
-            ),
-            timeout=PATIENCE_SECONDS,
-            wait_for_ready=True,
-        )
+        # One at a time: what was said first must not be heard last.
+        async with self._announcing:
+            response = await TrainerRegistryServiceStub(self._registry_channel).RegisterTrainer(
+                RegisterTrainerRequest(
+                    trainer_id=self.trainer_id,
+                    address=self.address,
+                    capacity=self.capacity,
+                    environment=TrainerEnvironment(torch_version=self.torch_version),
+                    draining=draining or self.draining,
+                    labels=self.labels,
+                ),
+                timeout=PATIENCE_SECONDS,
+                wait_for_ready=True,
+            )
         self.announced += 1
         return response.lease_seconds
 
@@ -325,6 +331,7 @@ class ScriptedTrainer(trainer_pb2_grpc.TrainerServiceServicer):
     async def _stream(
         self, training: ScriptedTraining, after: int, batches: bool, context: Context
     ) -> AsyncIterator[Any]:
+        await say_opened(context)
         words = training.follow(after, batches)
         while True:
             following = asyncio.ensure_future(anext(words, None))

@@ -152,6 +152,26 @@ async def test_work_at_risk_is_shown_while_a_training_runs(
     await expect(risk).to_have_count(0)
 
 
+async def test_what_keeps_a_training_from_being_heard_is_shown_while_it_does(
+    client: Client, control_plane: ServiceProcess, trainer: ScriptedTrainer, page: Page
+) -> None:
+    operation_id = await client.create()
+    training = await trainer.begun(operation_id)
+    training.epoch(0)
+    await page.goto(f"{control_plane.dashboard_url}#/operations/{operation_id}")
+    trouble = page.locator("#trouble")
+    await expect(trouble).to_contain_text("stalled since")
+    training.epoch(1)
+    await expect(trouble).to_have_count(0)
+    await trainer.stop_serving()
+    await expect(trouble).to_contain_text("unreachable since")
+    await expect(page.locator(".history")).to_contain_text("cannot be reached")
+    await page.goto(f"{control_plane.dashboard_url}#/")
+    await expect(page.locator(".row .progress")).to_contain_text("unreachable")
+    await trainer.start()
+    await expect(page.locator(".row .progress")).not_to_contain_text("unreachable")
+
+
 async def test_a_log_that_begins_later_is_shown_from_there(
     client: Client, control_plane: ServiceProcess, trainer: ScriptedTrainer, page: Page
 ) -> None:

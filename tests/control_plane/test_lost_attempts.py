@@ -6,7 +6,8 @@ import time
 from functools import partial
 from typing import Any
 
-from control_plane.attempt_follower import UNREACHABLE_LEASES
+from checkpoint_store.blobs import BlobStore
+from everstep.control.v1 import checkpoints_pb2
 from everstep.control.v1.operations_pb2 import (
     OPERATION_STATE_COMPLETED,
     OPERATION_STATE_FAILED,
@@ -17,6 +18,7 @@ from everstep.errors import Reason
 from everstep.trainer.v1.trainer_pb2 import ResumeTrainingRequest, StartTrainingRequest
 from tests.control_plane.conftest import LEASE_SECONDS, Client, StartTrainer, assert_whole, refused
 from tests.control_plane.scripted_trainer import ScriptedTrainer, ScriptedTraining, until
+from tests.control_plane.stored_checkpoints import store_checkpoint
 from tests.services.processes import ServiceProcess
 
 
@@ -46,24 +48,6 @@ async def test_a_broken_stream_is_taken_up_after_the_last_event(
     assert len(operation.attempts) == 1
     assert [request.after_index for request in trainer.watch_requests] == [1, 2, 3]
     assert_whole(await client.watch(operation_id))
-
-
-async def test_a_stream_that_breaks_after_a_long_silence_is_taken_up(
-    client: Client, trainer: ScriptedTrainer
-) -> None:
-    """A training may say nothing for long: while its data is loaded, its epoch evaluated."""
-    operation_id = await client.create()
-    training = await trainer.begun(operation_id)
-    training.epoch(0)
-    await client.watch(operation_id, lambda event: event.progress.index == 1)
-    # It is heard three times a lease.
-    silence = trainer.announced + 3 * UNREACHABLE_LEASES + 2
-    await until(lambda: trainer.announced >= silence, "a long silence")
-    trainer.break_streams()
-    await until(partial(has_more, trainer.watch_requests, 0), "a watch")
-    training.complete()
-    operation = await client.until_state(operation_id, OPERATION_STATE_COMPLETED)
-    assert len(operation.attempts) == 1
 
 
 async def test_a_lost_trainer_is_replaced_and_the_newest_checkpoint_taken(
@@ -238,6 +222,57 @@ async def test_when_no_checkpoint_can_be_read_it_never_begins_anew(
     assert len(operation.attempts) == 2
     error = await refused(client.resume(operation_id))
     assert error.reason is Reason.CHECKPOINT_CORRUPT
+
+
+async def find_damaged(client: Client, checkpoint_id: str) -> None:
+    """One that is registered and in no store, and all like it."""
+    request = checkpoints_pb2.VerifyCheckpointRequest(checkpoint_id=checkpoint_id)
+    error = await refused(client.checkpoints.VerifyCheckpoint(request, timeout=10))
+    assert error.reason is Reason.CHECKPOINT_CORRUPT
+
+
+async def test_a_checkpoint_that_a_verification_found_damaged_is_passed_over_in_the_log(
+    client: Client, trainer: ScriptedTrainer, store: BlobStore
+) -> None:
+    operation_id = await client.create()
+    training = await trainer.begun(operation_id)
+    older, newer = store_checkpoint(store, training, 10), training.checkpoint(20)
+    training.commit(older)
+    training.commit(newer)
+    await client.watch(operation_id, lambda event: event.progress.index == 2)
+    await find_damaged(client, newer.reference.checkpoint_id)
+    training.fail(Reason.TRAINER_RESTARTED, restartable=True)
+    again = await trainer.begun(operation_id, 2)
+    assert again.request.checkpoint == older.reference
+    events = await client.watch(operation_id, lambda event: event.state_changed.attempt == 2)
+    said = f"{older.reference.checkpoint_id}; {newer.reference.checkpoint_id} is damaged"
+    assert said in events[-1].state_changed.message
+
+
+async def test_with_every_checkpoint_found_damaged_it_tries_the_newest_and_never_begins_anew(
+    client: Client, trainer: ScriptedTrainer
+) -> None:
+    operation_id = await client.create()
+    training = await trainer.begun(operation_id)
+    training.commit(training.checkpoint(10))
+    training.commit(training.checkpoint(20))
+    await client.watch(operation_id, lambda event: event.progress.index == 2)
+    older, newer = (f"ck-{operation_id}-1-{step}" for step in (10, 20))
+    await find_damaged(client, newer)
+    delete = checkpoints_pb2.DeleteCheckpointRequest
+    await client.checkpoints.DeleteCheckpoint(delete(checkpoint_id=older), timeout=10)
+    error = await refused(
+        client.checkpoints.DeleteCheckpoint(delete(checkpoint_id=newer), timeout=10)
+    )
+    assert error.reason is Reason.CHECKPOINT_IN_USE
+    training.fail(Reason.TRAINER_RESTARTED, restartable=True)
+    again = await trainer.begun(operation_id, 2)
+    assert isinstance(again.request, ResumeTrainingRequest)
+    assert again.request.checkpoint.checkpoint_id == newer
+    again.fail(Reason.CHECKPOINT_CORRUPT, "blob abc is damaged", restartable=True)
+    operation = await client.until_state(operation_id, OPERATION_STATE_FAILED)
+    assert operation.error.reason == Reason.CHECKPOINT_CORRUPT
+    assert len(operation.attempts) == 2
 
 
 async def test_the_fraction_never_goes_back_over_a_resume(

@@ -48,6 +48,35 @@ OPERATION_STATE_FAILED: OperationState.ValueType  # 5
 OPERATION_STATE_CANCELLED: OperationState.ValueType  # 6
 Global___OperationState: _TypeAlias = OperationState  # noqa: Y015
 
+class _LivenessState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LivenessStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LivenessState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LIVENESS_STATE_UNSPECIFIED: _LivenessState.ValueType  # 0
+    LIVENESS_STATE_HEARD: _LivenessState.ValueType  # 1
+    """Trainer and training are heard."""
+    LIVENESS_STATE_STALLED: _LivenessState.ValueType  # 2
+    """The trainer is there, and its training says nothing."""
+    LIVENESS_STATE_UNREACHABLE: _LivenessState.ValueType  # 3
+    """The trainer's heartbeat comes, and its stream does not."""
+    LIVENESS_STATE_DEAD: _LivenessState.ValueType  # 4
+    """The trainer's lease has ended."""
+
+class LivenessState(_LivenessState, metaclass=_LivenessStateEnumTypeWrapper): ...
+
+LIVENESS_STATE_UNSPECIFIED: LivenessState.ValueType  # 0
+LIVENESS_STATE_HEARD: LivenessState.ValueType  # 1
+"""Trainer and training are heard."""
+LIVENESS_STATE_STALLED: LivenessState.ValueType  # 2
+"""The trainer is there, and its training says nothing."""
+LIVENESS_STATE_UNREACHABLE: LivenessState.ValueType  # 3
+"""The trainer's heartbeat comes, and its stream does not."""
+LIVENESS_STATE_DEAD: LivenessState.ValueType  # 4
+"""The trainer's lease has ended."""
+Global___LivenessState: _TypeAlias = LivenessState  # noqa: Y015
+
 @_typing.final
 class RestartPolicy(_message.Message):
     """What happens when an attempt is lost without a word from the training itself."""
@@ -173,6 +202,7 @@ class Operation(_message.Message):
     FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     TRAINER_LABELS_FIELD_NUMBER: _builtins.int
+    LIVENESS_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.str
     display_name: _builtins.str
     state: Global___OperationState.ValueType
@@ -234,6 +264,10 @@ class Operation(_message.Message):
     def trainer_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Runs only on a trainer that announced all of these."""
 
+    @_builtins.property
+    def liveness(self) -> Global___Liveness:
+        """Whether the attempt that runs is heard of; unset when none runs."""
+
     def __init__(
         self,
         *,
@@ -263,14 +297,48 @@ class Operation(_message.Message):
         first_sequence: _builtins.int = ...,
         priority: _builtins.int = ...,
         trainer_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        liveness: Global___Liveness | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at_risk", b"at_risk", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "from_checkpoint", b"from_checkpoint", "latest_checkpoint", b"latest_checkpoint", "overrides", b"overrides", "position", b"position", "restart_policy", b"restart_policy", "result", b"result", "strategy", b"strategy", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at_risk", b"at_risk", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "from_checkpoint", b"from_checkpoint", "latest_checkpoint", b"latest_checkpoint", "liveness", b"liveness", "overrides", b"overrides", "position", b"position", "restart_policy", b"restart_policy", "result", b"result", "strategy", b"strategy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_risk", b"at_risk", "attempts", b"attempts", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "first_sequence", b"first_sequence", "from_checkpoint", b"from_checkpoint", "labels", b"labels", "last_sequence", b"last_sequence", "latest_checkpoint", b"latest_checkpoint", "metrics", b"metrics", "operation_id", b"operation_id", "overrides", b"overrides", "parent_operation_id", b"parent_operation_id", "position", b"position", "priority", b"priority", "restart_policy", b"restart_policy", "result", b"result", "resumable", b"resumable", "state", b"state", "strategy", b"strategy", "strategy_digest", b"strategy_digest", "trainer_labels", b"trainer_labels", "update_time", b"update_time", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_risk", b"at_risk", "attempts", b"attempts", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "first_sequence", b"first_sequence", "from_checkpoint", b"from_checkpoint", "labels", b"labels", "last_sequence", b"last_sequence", "latest_checkpoint", b"latest_checkpoint", "liveness", b"liveness", "metrics", b"metrics", "operation_id", b"operation_id", "overrides", b"overrides", "parent_operation_id", b"parent_operation_id", "position", b"position", "priority", b"priority", "restart_policy", b"restart_policy", "result", b"result", "resumable", b"resumable", "state", b"state", "strategy", b"strategy", "strategy_digest", b"strategy_digest", "trainer_labels", b"trainer_labels", "update_time", b"update_time", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Operation: _TypeAlias = Operation  # noqa: Y015
+
+@_typing.final
+class Liveness(_message.Message):
+    """What is heard of an attempt that runs. None of it ends a training by itself: a
+    trainer that is dead loses its attempt, one that cannot be reached goes on.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    state: Global___LivenessState.ValueType
+    message: _builtins.str
+    """What it means and what comes of it, in one line; empty while all is well."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When it came to this; unset while all is well."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___LivenessState.ValueType = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "since", b"since", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Liveness: _TypeAlias = Liveness  # noqa: Y015
 
 @_typing.final
 class Attempt(_message.Message):

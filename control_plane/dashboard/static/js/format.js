@@ -55,6 +55,12 @@ export const word = (constant, prefix) =>
 
 export const stateOf = (operation) => word(operation.state, "OPERATION_STATE_");
 
+/** What keeps a running operation from being heard: stalled, unreachable or dead; empty while all is well. */
+export function troubleOf(operation) {
+  const state = word(operation.liveness?.state, "LIVENESS_STATE_");
+  return state === "heard" ? "" : state;
+}
+
 export const FINAL = new Set(["completed", "failed", "cancelled"]);
 
 /** `train_loss` as `train loss`; names of metrics are the training's own. */

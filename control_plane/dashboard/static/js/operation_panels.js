@@ -2,7 +2,7 @@
 
 import { askToCancel, askToResume, checkpointNow } from "./actions.js";
 import { badge, element } from "./dom.js";
-import { FINAL, ago, bytes, clock, duration, metric, metricName, number, percent, plural, stateOf, title, whole } from "./format.js";
+import { FINAL, ago, bytes, clock, duration, metric, metricName, number, percent, plural, stateOf, title, troubleOf, whole } from "./format.js";
 import { riskWords } from "./training_log.js";
 
 /** Name, state and what can be done; parts for `Children`. */
@@ -89,7 +89,16 @@ export function overview(operation, log, state) {
       fill,
     ),
     element("div", { class: "line soft small" }, element("span", { text: facts.join(" · ") }), times(operation)),
+    ...trouble(operation),
   ];
+}
+
+/** Why nothing new comes, where that is known. */
+function trouble(operation) {
+  const name = troubleOf(operation);
+  if (!name) return [];
+  const { since, message } = operation.liveness;
+  return [element("p", { class: "alert small", id: "trouble" }, `${name} since ${clock(since)}: ${message}`)];
 }
 
 function times(operation) {

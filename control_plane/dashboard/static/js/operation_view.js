@@ -5,13 +5,15 @@ import { getOperation, listCheckpoints } from "./api.js";
 import { CheckpointsPanel } from "./checkpoints_panel.js";
 import { Children, element, throttled, toggles } from "./dom.js";
 import { EventStream } from "./events.js";
-import { number, stateOf } from "./format.js";
+import { FINAL, number, stateOf } from "./format.js";
 import { MetricCharts } from "./metric_charts.js";
 import { attemptsTable, headParts, historyLines, outcome, overview, tiles } from "./operation_panels.js";
 import { TrainingLog } from "./training_log.js";
 
 const REDRAW_MILLISECONDS = 200;
 const REFRESH_MILLISECONDS = 400;
+/** Seconds between looks at a running operation when its log says nothing. */
+const REFRESH_TICKS = 5;
 
 export class OperationView {
   #id;
@@ -25,6 +27,7 @@ export class OperationView {
   #history;
   #options = { by: "step", log: false };
   #clock;
+  #ticks = 0;
   #setConnection;
   #closed = false;
   #redraw = throttled(() => this.#draw(), REDRAW_MILLISECONDS);
@@ -68,8 +71,16 @@ export class OperationView {
       element("details", { class: "card" }, element("summary", { text: "Strategy" }), this.strategy),
     );
     host.replaceChildren(this.message, this.body);
-    this.#clock = setInterval(() => this.#redraw(), 1000);
+    this.#clock = setInterval(() => this.#tick(), 1000);
     this.#load();
+  }
+
+  /** That a training says nothing is in no event. */
+  #tick() {
+    this.#redraw();
+    this.#ticks += 1;
+    const runs = this.#operation && !FINAL.has(stateOf(this.#operation));
+    if (runs && !document.hidden && this.#ticks % REFRESH_TICKS === 0) this.#refresh();
   }
 
   close() {

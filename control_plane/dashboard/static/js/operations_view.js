@@ -3,7 +3,7 @@
 import { olderOperations } from "./api.js";
 import { badge, element, setText, toggles } from "./dom.js";
 import { EventStream } from "./events.js";
-import { FINAL, ago, duration, number, percent, plural, stateOf, whole } from "./format.js";
+import { FINAL, ago, duration, number, percent, plural, stateOf, troubleOf, whole } from "./format.js";
 import { attempt } from "./notices.js";
 import { headline, riskWords } from "./training_log.js";
 
@@ -85,7 +85,8 @@ function progressWords(operation, state, position, fraction) {
   const steps = number(position.total_steps)
     ? ` · step ${whole(position.step)} of ${whole(position.total_steps)}`
     : "";
-  return `${percent(fraction)}${steps}`;
+  const trouble = troubleOf(operation);
+  return `${trouble ? `${trouble} · ` : ""}${percent(fraction)}${steps}`;
 }
 
 function figures(operation, state) {
