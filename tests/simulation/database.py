@@ -78,6 +78,8 @@ class SimulatedDatabase(Database):
         self._disk = Disk.mounted[url]
         self._readers = ThreadPoolExecutor(4)
         self._writers = ThreadPoolExecutor(1)
+        self._running: dict[object, float] = {}
+        self._last_trouble = float("-inf")
 
     async def migrate(self) -> None:
         """The tables are there."""
@@ -85,7 +87,9 @@ class SimulatedDatabase(Database):
     def close(self) -> None:
         """The disk stays."""
 
-    def _transact(self, function: Callable[[Connection], Result], writing: bool) -> Result:
+    def _transact(
+        self, function: Callable[[Connection], Result], writing: bool, _deadline: float
+    ) -> Result:
         disk = self._disk
         # A commit whose answer is lost, as that of a database on another machine may be.
         unanswered = writing and disk.failing and disk.draw.random() < 0.5

@@ -18,7 +18,7 @@ from typing import Any, Final
 import grpc
 
 from tests.simulation.loop import PROCESS, Process, SimulatedLoop
-from tests.simulation.servers import Aborted, CallContext, SimulatedServer, bare_error
+from tests.simulation.servers import Aborted, CallContext, Metadata, SimulatedServer, bare_error
 
 #: Seconds after which a peer that says nothing, not even to a ping, is given up.
 KEEPALIVE_SECONDS: Final = 40.0
@@ -172,6 +172,9 @@ class SimulatedStream:
         while (message := await self._call.next_message()) is not None:
             yield self._parse(message)
 
+    async def initial_metadata(self) -> Metadata:
+        return await self._call.initial_metadata()
+
     def cancel(self) -> bool:
         self._call.cancel()
         return True
@@ -191,6 +194,7 @@ class Call:
         self._link = network.link(client.name, self.server_name)
         #: What has come to the client.
         self._messages: deque[bytes] = deque()
+        self._metadata: Metadata | None = None
         self._outcome: grpc.aio.AioRpcError | None = None
         self.ended = False
         self._silent = False
@@ -229,6 +233,13 @@ class Call:
         self._under_way -= 1
         self._room.set()
         return self._messages.popleft()
+
+    async def initial_metadata(self) -> Metadata:
+        """What the server said before its first message; nothing where the call ends without."""
+        while self._metadata is None and not self.ended:
+            self._changed.clear()
+            await self._changed.wait()
+        return self._metadata or ()
 
     def cancel(self) -> None:
         """The client wants no more."""
@@ -298,11 +309,12 @@ class Call:
         try:
             handler = await server.handler(self._path)
             request = handler.request_deserializer(self._request)
+            context = CallContext(self._open)
             if handler.unary_unary is not None:
-                answer = await handler.unary_unary(request, CallContext())
+                answer = await handler.unary_unary(request, context)
                 await self._say(handler.response_serializer(answer))
             else:
-                async for message in handler.unary_stream(request, CallContext()):
+                async for message in handler.unary_stream(request, context):
                     await self._say(handler.response_serializer(message))
         except Aborted as aborted:
             outcome = aborted.error
@@ -318,6 +330,13 @@ class Call:
             await self._room.wait()
         self._under_way += 1
         self._send(lambda: self._take(message), towards_client=True)
+
+    def _open(self, metadata: Metadata) -> None:
+        self._send(lambda: self._opened(metadata), towards_client=True)
+
+    def _opened(self, metadata: Metadata) -> None:
+        self._metadata = metadata
+        self._changed.set()
 
     def _take(self, message: bytes) -> None:
         if not self.ended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,13 +74,26 @@ class SimulatedServer:
         return guarded
 
 
+Metadata = tuple[tuple[str, str], ...]
+
+
 @dataclass(frozen=True)
 class _Details:
     method: str
 
 
 class CallContext:
-    """As grpc.aio.ServicerContext, as far as the interceptor uses one."""
+    """As grpc.aio.ServicerContext, as far as interceptor and servicers use one.
+
+    Args:
+        opened: Called with what is said before the first message.
+    """
+
+    def __init__(self, opened: Callable[[Metadata], None]) -> None:
+        self._opened = opened
+
+    async def send_initial_metadata(self, metadata: Metadata) -> None:
+        self._opened(metadata)
 
     async def abort_with_status(self, status: Any) -> None:
         raise Aborted(
