@@ -22,7 +22,6 @@ from google.protobuf.internal import well_known_types
 import checkpoint_store.blob_download
 import checkpoint_store.blob_upload
 import checkpoint_store.long_uploads
-import control_plane.cancellation
 import control_plane.dispatcher
 import control_plane.garbage
 import control_plane.server
@@ -141,8 +140,7 @@ def simulated(loop: SimulatedLoop, network: Network, bucket: Bucket, seed: int) 
         (checkpoint_store.blob_upload, "in_parallel", one_by_one),
         (checkpoint_store.blob_download, "in_parallel", one_by_one),
         (checkpoint_store.long_uploads, "threading", locks),
-        # Fewer looks: of what they see nothing is lost.
-        (control_plane.cancellation, "LOOK_SECONDS", 0.6),
+        # Fewer rounds: what wakes the dispatcher wakes it all the same.
         (control_plane.dispatcher, "ROUND_SECONDS", 1.6),
         # An hour of grace is ten seconds here, and what stands in relation to it shrinks alike.
         (control_plane.garbage, "DEFAULT_GRACE", timedelta(hours=1) * SHRINKING),
