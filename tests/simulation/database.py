@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Final, TypeVar
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.pool import StaticPool
@@ -16,6 +17,7 @@ from control_plane.database.migrate import migrate
 from control_plane.database.session import Database
 from everstep.errors import EverstepError, Reason
 
+Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
@@ -76,16 +78,37 @@ class SimulatedDatabase(Database):
 
     def __init__(self, url: str) -> None:
         self._disk = Disk.mounted[url]
+        # The loop runs what they are given; of one with a single worker in its order.
         self._readers = ThreadPoolExecutor(4)
         self._writers = ThreadPoolExecutor(1)
 
     async def migrate(self) -> None:
         """The tables are there."""
 
+    async def read(
+        self,
+        function: Callable[Concatenate[Connection, Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._readers, self._at_once, lambda c: function(c, *args, **kwargs), False
+        )
+
+    async def write(
+        self,
+        function: Callable[Concatenate[Connection, Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._writers, self._at_once, lambda c: function(c, *args, **kwargs), True
+        )
+
     def close(self) -> None:
         """The disk stays."""
 
-    def _transact(self, function: Callable[[Connection], Result], writing: bool) -> Result:
+    def _at_once(self, function: Callable[[Connection], Result], writing: bool) -> Result:
         disk = self._disk
         # A commit whose answer is lost, as that of a database on another machine may be.
         unanswered = writing and disk.failing and disk.draw.random() < 0.5
