@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import sqlite3
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from typing import Final, TypeVar
 
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.pool import StaticPool
@@ -17,7 +15,6 @@ from control_plane.database.migrate import migrate
 from control_plane.database.session import Database
 from everstep.errors import EverstepError, Reason
 
-Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
@@ -77,38 +74,19 @@ class SimulatedDatabase(Database):
     """As Database; each transaction runs at one moment, between two callbacks of the loop."""
 
     def __init__(self, url: str) -> None:
+        # Of this it uses how calls are given to threads, and never the file.
+        super().__init__("sqlite:////dev/null")
         self._disk = Disk.mounted[url]
-        # The loop runs what they are given; of one with a single worker in its order.
-        self._readers = ThreadPoolExecutor(4)
-        self._writers = ThreadPoolExecutor(1)
 
     async def migrate(self) -> None:
         """The tables are there."""
 
-    async def read(
-        self,
-        function: Callable[Concatenate[Connection, Parameters], Result],
-        *args: Parameters.args,
-        **kwargs: Parameters.kwargs,
-    ) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._readers, self._at_once, lambda c: function(c, *args, **kwargs), False
-        )
-
-    async def write(
-        self,
-        function: Callable[Concatenate[Connection, Parameters], Result],
-        *args: Parameters.args,
-        **kwargs: Parameters.kwargs,
-    ) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._writers, self._at_once, lambda c: function(c, *args, **kwargs), True
-        )
-
     def close(self) -> None:
         """The disk stays."""
 
-    def _at_once(self, function: Callable[[Connection], Result], writing: bool) -> Result:
+    def _transact(  # type: ignore[override]
+        self, function: Callable[[Connection], Result], writing: bool, *_: object
+    ) -> Result:
         disk = self._disk
         # A commit whose answer is lost, as that of a database on another machine may be.
         unanswered = writing and disk.failing and disk.draw.random() < 0.5
