@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import sqlite3
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Final, TypeVar
 
@@ -75,11 +74,9 @@ class SimulatedDatabase(Database):
     """As Database; each transaction runs at one moment, between two callbacks of the loop."""
 
     def __init__(self, url: str) -> None:
+        # Of this it uses how calls are given to threads, and never the file.
+        super().__init__("sqlite:////dev/null")
         self._disk = Disk.mounted[url]
-        self._readers = ThreadPoolExecutor(4)
-        self._writers = ThreadPoolExecutor(1)
-        self._running: dict[object, float] = {}
-        self._last_trouble = float("-inf")
 
     async def migrate(self) -> None:
         """The tables are there."""

@@ -14,17 +14,18 @@ from unittest.mock import patch
 from sqlalchemy import Connection
 
 import control_plane.assignment
+import control_plane.creation
 import control_plane.event_log
-import control_plane.operations
 from checkpoint_store.blob_upload import BlobUpload, MemoryBlob
 from control_plane import attempt_log
-from control_plane.assignment import Beginning, Trainers
+from control_plane.assignment import Beginning
 from control_plane.attempt_follower import AttemptFollower
 from control_plane.attempt_log import Stored
 from control_plane.database import attempts, operations
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.operations import OperationRecord
 from control_plane.garbage_sweep import GarbageSweep
+from control_plane.placement import TrainerPool
 from everstep.training.v1.progress_pb2 import TrainingProgress
 from everstep.training.v1.strategy_pb2 import StrategyOverrides
 from tests.simulation.cluster import LEASE_SECONDS
@@ -148,11 +149,11 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a full trainer is given more",
-        ((Trainers, "has_room", lambda _self, _trainer: True),),
+        ((TrainerPool, "has_room", lambda _self, _trainer: True),),
     ),
     Mutation(
         "a request is not remembered",
-        ((control_plane.operations, "_remember", _nothing),),
+        ((control_plane.creation, "remember_answer", _nothing),),
         _unanswered_creations,
     ),
     Mutation(

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import grpc
 
 from control_plane.states import FINAL_STATES, State
-from everstep.errors import ResumeConflict, Unavailable, WrongState
+from everstep.errors import EverstepError, ResumeConflict, Unavailable, WrongState
 from everstep.rpc.options import UNARY_DEADLINE_SECONDS
 from everstep.sdk import AsyncClient, Checkpoint, Event
 from everstep.sdk.checkpoints import CollectedGarbage, VerifiedCheckpoint
@@ -88,6 +88,8 @@ class Schedule:
             with simulated(loop, self._network, self._bucket, self._plan.seed):
                 try:
                     self._check(loop.run_until_complete(self._run()))
+                except EverstepError as error:
+                    self._violated("nothing stuck", f"it could not be checked: {error}")
                 except Stalled:
                     self._violated("nothing stuck", "nothing will ever happen again")
                 finally:

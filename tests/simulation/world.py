@@ -141,8 +141,7 @@ def simulated(loop: SimulatedLoop, network: Network, bucket: Bucket, seed: int) 
         (checkpoint_store.blob_upload, "in_parallel", one_by_one),
         (checkpoint_store.blob_download, "in_parallel", one_by_one),
         (checkpoint_store.long_uploads, "threading", locks),
-        # Fewer looks: of what they see nothing is lost.
-        (control_plane.stop_relay, "LOOK_SECONDS", 0.6),
+        # Fewer rounds: what wakes the dispatcher wakes it all the same.
         (control_plane.dispatcher, "ROUND_SECONDS", 1.6),
         # An hour of grace is ten seconds here, and what stands in relation to it shrinks alike.
         (control_plane.garbage, "DEFAULT_GRACE", timedelta(hours=1) * SHRINKING),
