@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -104,8 +104,11 @@ def reference(stack: Stack) -> Operation:
     return stack.train(STRATEGY)
 
 
-def mid_epoch(event: OperationEvent) -> bool:
-    return event.progress.HasField("step_metrics") and event.progress.position.step > 60
+def after_step(step: int) -> Callable[[OperationEvent], bool]:
+    return lambda event: event.progress.position.step > step
+
+
+mid_epoch = after_step(60)
 
 
 def refusal(stack: Stack) -> EverstepError:
@@ -238,8 +241,7 @@ def test_clocks_that_jump_by_an_hour_harm_nothing(
         ("trainer_service", -3600.0),
     ]
     for number, (service, seconds) in enumerate(jumps):
-        step = 40 + 60 * number
-        stack.watch(operation_id, lambda event, step=step: event.progress.position.step > step)  # type: ignore[misc]
+        stack.watch(operation_id, after_step(40 + 60 * number))
         clocks.set(service, seconds)
     assert_unharmed(stack, operation_id, reference)
     # Back again, with a training that waits for a trainer meanwhile.
