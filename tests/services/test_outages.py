@@ -158,7 +158,11 @@ def test_a_database_that_takes_nothing_loses_nothing(
     trouble = no_room(stack.control_plane) if outage == "full" else held_database(folder)
     with trouble:
         silent_since = stack.get(operation_id).last_sequence
+        began = time.monotonic()
         refused = [refusal(stack)]
+        if outage == "held":
+            # What followed the training was turned down, too, and thinks about what to do.
+            wait_for(lambda: time.monotonic() > began + 9.5, "more than a call is given")
         # Longer than a lease, in which nobody's heartbeat can be stored.
         while not lease_has_passed(stack):
             refused.append(refusal(stack))

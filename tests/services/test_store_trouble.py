@@ -17,7 +17,7 @@ import pytest
 from everstep.object_store_process import MinioProcess
 from everstep.trainer.v1 import trainer_pb2
 from everstep.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
-from everstep.training.v1.checkpoint_pb2 import CheckpointReference
+from everstep.training.v1.checkpoint_pb2 import CHECKPOINT_TRIGGER_FINAL, CheckpointReference
 from everstep.training.v1.progress_pb2 import TrainingProgress
 from tests.chaos.links import Link, Network
 from tests.services.conftest import ACCESS_KEY, SECRET_KEY
@@ -235,6 +235,15 @@ def test_a_resume_that_waits_is_cancelled_or_given_up(
     assert kind(list(stream)[-1]) == "cancelled"
     failed = list(resume(stub, 3, checkpoint.reference))[-1].failed
     assert failed.error.reason == "STORE_FULL"
+    # At its end as well, a store that is mended in time is no failure.
+    store.mend()
+    stream = resume(stub, 4, checkpoint.reference)
+    until(stream, committed)
+    store.fill()
+    until(stream, lambda m: m.checkpoint_delayed.trigger == CHECKPOINT_TRIGGER_FINAL)
+    store.mend()
+    assert kind(list(stream)[-1]) == "completed"
+    store.fill()
     # A training that has nothing to lose is told at once.
     request = trainer_pb2.StartTrainingRequest(operation_id="op-new", strategy=SHORT)
     words = list(stub.StartTraining(request))
