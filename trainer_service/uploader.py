@@ -144,7 +144,8 @@ class Uploader:
                 if trouble is None or error.reason is not trouble.reason:
                     await self._delayed(snapshot, error)
                 trouble, self.error = error, self.error or error
-                if error.reason not in STORE_TROUBLE or self._newer_waits():
+                newer = self._newer_waits() or not self._uploads.empty()
+                if error.reason not in STORE_TROUBLE or newer:
                     raise
                 if self._deadline is not None and time.monotonic() >= self._deadline:
                     raise
