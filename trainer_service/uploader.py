@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -78,6 +79,7 @@ class Uploader:
         self._pauses = Pauses()
         #: When no upload is tried any more, on the monotonic clock; None: training goes on.
         self._deadline: float | None = None
+        self._draining = asyncio.Event()
         self._uploads: asyncio.Queue[SnapshotTaken] = asyncio.Queue()
         self._runner: asyncio.Task[None] | None = None
         #: The newest checkpoint of this attempt, and the snapshot that it was made of.
@@ -99,6 +101,8 @@ class Uploader:
             patience_seconds: How long an upload that fails is tried again.
         """
         self._deadline = time.monotonic() + patience_seconds
+        self._pauses = Pauses()
+        self._draining.set()
         await self._uploads.join()
 
     async def close(self) -> None:
@@ -140,11 +144,12 @@ class Uploader:
                 if trouble is None or error.reason is not trouble.reason:
                     await self._delayed(snapshot, error)
                 trouble, self.error = error, self.error or error
-                if error.reason not in STORE_TROUBLE or self._newer_waits():
+                newer = self._newer_waits() or not self._uploads.empty()
+                if error.reason not in STORE_TROUBLE or newer:
                     raise
                 if self._deadline is not None and time.monotonic() >= self._deadline:
                     raise
-                await asyncio.sleep(self._pauses.next(self._deadline))
+                await self._pause()
                 continue
             self.error = None
             self._pauses = Pauses()
@@ -156,6 +161,15 @@ class Uploader:
                 committed_event(self.committed, snapshot.stall_seconds, seconds)
             )
             return
+
+    async def _pause(self) -> None:
+        """Between two tries; the end of the training is no time to go on with a long one."""
+        pause = self._pauses.next(self._deadline)
+        if self._draining.is_set():
+            await asyncio.sleep(pause)
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._draining.wait(), pause)
 
     async def _delayed(self, snapshot: SnapshotTaken, error: EverstepError) -> None:
         _log.warning("checkpoint not stored", reason=error.reason, message=error.message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
@@ -111,7 +111,7 @@ def ended(stack: Stack, operation_id: str, patience: float = AT_ONCE_SECONDS) ->
     return operation
 
 
-def in_phase(phase: Phase.ValueType) -> object:
+def in_phase(phase: Phase.ValueType) -> Callable[[OperationEvent], bool]:
     return lambda event: event.progress.phase_changed.phase == phase
 
 
@@ -124,7 +124,7 @@ def test_at_every_moment(stack: Stack, link: Link, discard: bool) -> None:
     # During the start, while it waits for a store that hangs.
     link.hold()
     operation_id = stack.create(LONG)
-    stack.watch(operation_id, in_phase(Phase.PHASE_PREPARING))  # type: ignore[arg-type]
+    stack.watch(operation_id, in_phase(Phase.PHASE_PREPARING))
     cancel(stack, operation_id, discard)
     operation = ended(stack, operation_id)
     assert not operation.resumable
@@ -139,7 +139,7 @@ def test_at_every_moment(stack: Stack, link: Link, discard: bool) -> None:
     stack.watch(operation_id, lambda event: event.progress.HasField("checkpoint_delayed"))
     cancel(stack, operation_id, discard)
     if not discard:
-        stack.watch(operation_id, in_phase(Phase.PHASE_FINISHING))  # type: ignore[arg-type]
+        stack.watch(operation_id, in_phase(Phase.PHASE_FINISHING))
         assert stack.get(operation_id).state == OPERATION_STATE_CANCELLING
         link.heal()
     operation = ended(stack, operation_id)
@@ -153,7 +153,7 @@ def test_at_every_moment(stack: Stack, link: Link, discard: bool) -> None:
     link.hold()
     assert isinstance(resume(stack, operation_id), Operation)
     last = stack.get(operation_id).last_sequence
-    stack.watch(operation_id, in_phase(Phase.PHASE_PREPARING), after_sequence=last)  # type: ignore[arg-type]
+    stack.watch(operation_id, in_phase(Phase.PHASE_PREPARING), after_sequence=last)
     cancel(stack, operation_id, discard)
     operation = ended(stack, operation_id)
     link.heal()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -104,8 +104,11 @@ def reference(stack: Stack) -> Operation:
     return stack.train(STRATEGY)
 
 
-def mid_epoch(event: OperationEvent) -> bool:
-    return event.progress.HasField("step_metrics") and event.progress.position.step > 60
+def after_step(step: int) -> Callable[[OperationEvent], bool]:
+    return lambda event: event.progress.position.step > step
+
+
+mid_epoch = after_step(60)
 
 
 def refusal(stack: Stack) -> EverstepError:
@@ -155,7 +158,11 @@ def test_a_database_that_takes_nothing_loses_nothing(
     trouble = no_room(stack.control_plane) if outage == "full" else held_database(folder)
     with trouble:
         silent_since = stack.get(operation_id).last_sequence
+        began = time.monotonic()
         refused = [refusal(stack)]
+        if outage == "held":
+            # What followed the training was turned down, too, and thinks about what to do.
+            wait_for(lambda: time.monotonic() > began + 9.5, "more than a call is given")
         # Longer than a lease, in which nobody's heartbeat can be stored.
         while not lease_has_passed(stack):
             refused.append(refusal(stack))
@@ -238,8 +245,7 @@ def test_clocks_that_jump_by_an_hour_harm_nothing(
         ("trainer_service", -3600.0),
     ]
     for number, (service, seconds) in enumerate(jumps):
-        step = 40 + 60 * number
-        stack.watch(operation_id, lambda event, step=step: event.progress.position.step > step)  # type: ignore[misc]
+        stack.watch(operation_id, after_step(40 + 60 * number))
         clocks.set(service, seconds)
     assert_unharmed(stack, operation_id, reference)
     # Back again, with a training that waits for a trainer meanwhile.

@@ -17,7 +17,7 @@ import pytest
 from everstep.object_store_process import MinioProcess
 from everstep.trainer.v1 import trainer_pb2
 from everstep.trainer.v1.trainer_pb2_grpc import TrainerServiceStub
-from everstep.training.v1.checkpoint_pb2 import CheckpointReference
+from everstep.training.v1.checkpoint_pb2 import CHECKPOINT_TRIGGER_FINAL, CheckpointReference
 from everstep.training.v1.progress_pb2 import TrainingProgress
 from tests.chaos.links import Link, Network
 from tests.services.conftest import ACCESS_KEY, SECRET_KEY
@@ -27,6 +27,7 @@ from tests.services.strategies import digits
 
 MakeTrainer = Callable[..., ServiceProcess]
 Connect = Callable[[ServiceProcess], grpc.Channel]
+Wanted = Callable[[TrainingProgress], bool]
 
 OPERATION = "op-trouble"
 #: Ends by being cancelled.
@@ -118,9 +119,7 @@ def kind(message: TrainingProgress) -> str:
     return message.WhichOneof("event") or ""
 
 
-def until(
-    stream: Iterator[TrainingProgress], wanted: Callable[[TrainingProgress], bool]
-) -> list[TrainingProgress]:
+def until(stream: Iterator[TrainingProgress], wanted: Wanted) -> list[TrainingProgress]:
     """What comes, up to the first that is wanted."""
     heard: list[TrainingProgress] = []
     for message in stream:
@@ -132,6 +131,18 @@ def until(
 
 def committed(message: TrainingProgress) -> bool:
     return kind(message) == "checkpoint_committed"
+
+
+def delayed_for(reason: str) -> Wanted:
+    return lambda m: kind(m) == "checkpoint_delayed" and m.checkpoint_delayed.reason == reason
+
+
+def trained_to(step: int) -> Wanted:
+    return lambda m: kind(m) == "step_metrics" and m.position.step > step
+
+
+def stored_after(step: int) -> Wanted:
+    return lambda m: committed(m) and m.checkpoint_committed.checkpoint.step > step
 
 
 def start(stub: TrainerServiceStub, strategy: object) -> Iterator[TrainingProgress]:
@@ -168,27 +179,17 @@ def test_every_trouble_in_turn_is_told_and_outlived(stub: TrainerServiceStub, st
     ]
     for trouble, reason, advice in troubles:
         trouble()
-        delayed = until(
-            stream,
-            lambda m, reason=reason: (  # type: ignore[misc]
-                kind(m) == "checkpoint_delayed" and m.checkpoint_delayed.reason == reason
-            ),
-        )[-1]
+        delayed = until(stream, delayed_for(reason))[-1]
         assert advice in delayed.checkpoint_delayed.message
         step = delayed.position.step
         assert delayed.at_risk.steps_since_checkpoint > 0
         # Training goes on all the while.
-        going_on = until(
-            stream,
-            lambda m, step=step: (  # type: ignore[misc]
-                kind(m) == "step_metrics" and m.position.step > step + 60
-            ),
-        )
+        going_on = until(stream, trained_to(step + 300))
         times = [m.time.ToNanoseconds() / 1e9 for m in going_on]
         pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
         assert max(pauses) < LONGEST_PAUSE_SECONDS
         store.mend()
-        until(stream, lambda m, step=step: committed(m) and m.checkpoint_committed.checkpoint.step > step)  # type: ignore[misc]  # fmt: skip # noqa: E501
+        until(stream, stored_after(step))
     # A full store is not asked over and over.
     assert store.door.refusals <= 20
     cancel(stub, 1)
@@ -234,6 +235,15 @@ def test_a_resume_that_waits_is_cancelled_or_given_up(
     assert kind(list(stream)[-1]) == "cancelled"
     failed = list(resume(stub, 3, checkpoint.reference))[-1].failed
     assert failed.error.reason == "STORE_FULL"
+    # At its end as well, a store that is mended in time is no failure.
+    store.mend()
+    stream = resume(stub, 4, checkpoint.reference)
+    until(stream, committed)
+    store.fill()
+    until(stream, lambda m: m.checkpoint_delayed.trigger == CHECKPOINT_TRIGGER_FINAL)
+    store.mend()
+    assert kind(list(stream)[-1]) == "completed"
+    store.fill()
     # A training that has nothing to lose is told at once.
     request = trainer_pb2.StartTrainingRequest(operation_id="op-new", strategy=SHORT)
     words = list(stub.StartTraining(request))
