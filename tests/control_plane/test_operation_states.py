@@ -15,7 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.control_plane.operation_machine import OperationMachine
 from tests.control_plane.operation_scene import Laboratory
 
-ROUNDS = int(os.environ.get("EVERSTEP_TEST_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("EVERSTEP_TEST_ROUNDS", "4"))
 #: Examples of a round resemble each other after the first few: rounds have seeds of their own.
 EXAMPLES = 8
 STEPS = 25

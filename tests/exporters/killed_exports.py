@@ -58,6 +58,7 @@ def operation() -> Operation:
         waiting_for="",
         at_risk=None,
         priority=0,
+        liveness=None,
         trainer_labels={},
     )
 

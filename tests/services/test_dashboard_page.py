@@ -60,6 +60,7 @@ def test_a_training_is_watched_and_steered_in_the_browser(browser: Browser, stac
     seen = {row.locator(".progress").inner_text()}
     while row.locator(".badge").inner_text() != "completed":
         seen.add(row.locator(".progress").inner_text())
+    seen.add(row.locator(".progress").inner_text())
     assert len(seen) > 2, seen
 
     operation_id = stack.create(digits(epochs=60, checkpoint={"every_steps": 0, "keep_last": 5}))

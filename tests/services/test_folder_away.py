@@ -32,7 +32,7 @@ def store_settings(folder: Path) -> dict[str, str]:
 def test_a_trainer_that_remembers_trainings_makes_no_store(
     make_trainer: MakeTrainer, connect: Connect, folder: Path
 ) -> None:
-    trainer = make_trainer().start()
+    trainer = make_trainer(EVERSTEP_STORE_PATIENCE_SECONDS="1").start()
     stub = TrainerServiceStub(connect(trainer))
     disk = Disk(folder)
     assert disk.names() == [".incoming"]

@@ -13,7 +13,7 @@ from tests.simulation.loop import PROCESS, SimulatedLoop, Stalled
 from tests.simulation.running import run_all
 
 #: From the first seed on; `make simulate` goes on with others.
-SCHEDULES = 120
+SCHEDULES = 60
 PROCESSES = 2
 
 

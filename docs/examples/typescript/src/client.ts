@@ -43,6 +43,8 @@ export class EverstepClient {
       labels: {},
       restartPolicy: undefined,
       fromCheckpoint: "",
+      priority: 0,
+      trainerLabels: {},
     };
     const options = { deadline: Date.now() + UNARY_DEADLINE_MILLISECONDS };
     return new Promise((resolve, reject) => {
