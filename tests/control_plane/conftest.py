@@ -156,8 +156,9 @@ async def refused(call: Awaitable[Any]) -> EverstepError:
 
 
 def assert_whole(events: list[OperationEvent]) -> None:
-    """Sequences without a gap; indexes without a gap within each attempt."""
+    """Entries of their own; sequences without a gap, indexes too within each attempt."""
     durable = [event for event in events if event.sequence]
+    assert not [event for event in events if event.progress.next]
     assert [event.sequence for event in durable] == list(range(1, len(durable) + 1))
     by_attempt: dict[int, list[int]] = {}
     for event in durable:
