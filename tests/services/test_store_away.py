@@ -115,6 +115,9 @@ def test_training_goes_on_and_the_uploads_follow(
     steps_by_time: dict[float, int] = {stopped: 0}
     while max(steps_by_time) < stopped + OUTAGE_SECONDS:
         message = until(stream, lambda m: seconds(m) > stopped)
+        if kind(message) == "warning":
+            assert message.warning.reason == "CHECKPOINTS_BEHIND", message
+            continue
         assert kind(message) in ("step_metrics", "epoch_completed", "checkpoint_delayed"), message
         if kind(message) == "step_metrics":
             steps_by_time[seconds(message)] = message.position.step
