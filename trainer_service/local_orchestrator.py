@@ -213,7 +213,8 @@ class LocalTrainingOrchestrator:
             await self._begin(child, replace(train, resume=resume_context))
             outcome = await self._follow(child)
             try:
-                cause = await asyncio.wait_for(child.wait(), EXIT_PATIENCE_SECONDS)
+                async with asyncio.timeout(EXIT_PATIENCE_SECONDS):
+                    cause = await child.wait()
             except TimeoutError:
                 cause = await child.stop()
             return outcome, cause if self._hung is None else self._hung.cause
@@ -328,4 +329,5 @@ class LocalTrainingOrchestrator:
         )
         backoff = self._settings.restart_backoff_seconds * 2 ** (restarts - 1)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.discarded.wait(), min(backoff, MAX_BACKOFF_SECONDS))
+            async with asyncio.timeout(min(backoff, MAX_BACKOFF_SECONDS)):
+                await self.discarded.wait()

@@ -39,7 +39,8 @@ class PreemptionNotice:
             return
         while not await asyncio.to_thread(os.path.exists, self._file):
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), LOOK_SECONDS)
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._stop.wait()
                 return
         self._take(str(self._file))
 

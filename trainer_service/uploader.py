@@ -131,7 +131,8 @@ class Uploader:
         """Stores one snapshot, if need be with many tries.
 
         Whatever is wrong with the store can be mended: it is tried until a newer snapshot waits
-        or, when training has ended, until the deadline.
+        or, when training has ended, until the deadline. The newer one, too, waits for the pause:
+        a store that fails is not asked as often as training could.
         """
         began = time.monotonic()
         trouble: EverstepError | None = None
@@ -144,12 +145,15 @@ class Uploader:
                 if trouble is None or error.reason is not trouble.reason:
                     await self._delayed(snapshot, error)
                 trouble, self.error = error, self.error or error
-                newer = self._newer_waits() or not self._uploads.empty()
-                if error.reason not in STORE_TROUBLE or newer:
+                if error.reason not in STORE_TROUBLE or (
+                    self._draining.is_set() and self._is_outdated()
+                ):
                     raise
                 if self._deadline is not None and time.monotonic() >= self._deadline:
                     raise
                 await self._pause()
+                if self._is_outdated():
+                    raise
                 continue
             self.error = None
             self._pauses = Pauses()
@@ -162,6 +166,10 @@ class Uploader:
             )
             return
 
+    def _is_outdated(self) -> bool:
+        """Whether a newer snapshot waits for the end of this one."""
+        return self._newer_waits() or not self._uploads.empty()
+
     async def _pause(self) -> None:
         """Between two tries; the end of the training is no time to go on with a long one."""
         pause = self._pauses.next(self._deadline)
@@ -169,7 +177,8 @@ class Uploader:
             await asyncio.sleep(pause)
             return
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._draining.wait(), pause)
+            async with asyncio.timeout(pause):
+                await self._draining.wait()
 
     async def _delayed(self, snapshot: SnapshotTaken, error: EverstepError) -> None:
         _log.warning("checkpoint not stored", reason=error.reason, message=error.message)

@@ -15,6 +15,7 @@ from checkpoint_store.blobs import BlobStore
 from checkpoint_store.checkpoints import read_manifest
 from checkpoint_store.digests import blob_digest, blob_key
 from checkpoint_store.manifest import Manifest
+from checkpoint_store.store_clock import store_time
 from everstep.sdk import (
     CheckpointCommitted,
     Client,
@@ -29,6 +30,7 @@ from everstep.sdk import (
 )
 from tests.chaos.cluster import ACCESS_KEY, SECRET_KEY
 from tests.chaos.watching import Watcher
+from tests.services.processes import wait_for
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,9 @@ def nothing_stuck(ending: Ending) -> Iterator[str]:
 
 def nothing_lost_to_collection(ending: Ending) -> Iterator[str]:
     """After a collection there is every blob that a checkpoint names, and no other one."""
+    # It spares what is no older than its grace, and the store's clock tells seconds.
+    newest = max((info.modified for info in ending.store.list("blobs/")), default=None)
+    wait_for(lambda: newest is None or store_time(ending.store) > newest, "the next second")
     ending.client.collect_garbage(grace=timedelta(0))
     named: set[str] = set()
     listed = {info.key for info in ending.store.list("operations/")}

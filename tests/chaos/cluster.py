@@ -119,7 +119,7 @@ class Cluster:
         return False
 
     def _processes(self, name: str, with_children: bool) -> list[psutil.Process]:
-        number = self.minio.pid if name == STORE else self.services[name].process_id
+        number = self.minio.pid if name == STORE else self.services[name].pid
         if number is None:
             return []
         try:

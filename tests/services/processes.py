@@ -44,9 +44,14 @@ class ServiceProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
+    def pid(self) -> int | None:
+        """None: it was killed or stopped, or not started yet."""
+        return None if self._process is None else self._process.pid
+
+    @property
     def process_id(self) -> int:
-        assert self._process is not None
-        return self._process.pid
+        assert self.pid is not None
+        return self.pid
 
     def launch(self) -> subprocess.Popen[bytes]:
         """Starts the process without waiting for it."""

@@ -87,13 +87,13 @@ def without_interruption(
 
 def outlasting(stub: TrainerServiceStub, seconds: float) -> TrainingStrategy:
     """STRATEGY with as many epochs as take clearly longer than that here."""
-    measured = digits(epochs=2, checkpoint={"every_steps": 40})
+    measured = digits(epochs=4, checkpoint={"every_steps": 40})
     epochs = [
         message.epoch_completed.seconds
         for message in start(stub, "op-measured", measured)
         if kind(message) == "epoch_completed"
     ]
-    return digits(epochs=4 + math.ceil(1.5 * seconds / min(epochs)), checkpoint={"every_steps": 40})
+    return digits(epochs=4 + math.ceil(2 * seconds / min(epochs)), checkpoint={"every_steps": 40})
 
 
 def seconds(message: TrainingProgress) -> float:

@@ -68,7 +68,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._now = 0.0
         self._draw = draw
         #: When a thread of an executor with one worker was last begun.
-        self._begun: dict[int, float] = {}
+        self._begun: dict[Any, float] = {}
         #: Callbacks that were run.
         self.steps = 0
         self.set_task_factory(_make_task)
@@ -90,8 +90,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             return future
         begin = self._now + self._draw.uniform(0, THREAD_SECONDS)
         if executor is not None and executor._max_workers == 1:
-            begin = max(begin, self._begun.get(id(executor), 0.0) + 1e-6)
-            self._begun[id(executor)] = begin
+            begin = max(begin, self._begun.get(executor, 0.0) + 1e-6)
+            self._begun[executor] = begin
         run = _Thread(self, process, future, func, args)
         self.call_at(begin, run.begin if executor is not None else run.begin_blocking)
         return future

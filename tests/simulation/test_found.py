@@ -9,9 +9,9 @@ from tests.simulation.plan import Plan, Step, Training
 from tests.simulation.schedule import Report, Schedule
 
 
-def run(*steps: Step, every_steps: int) -> Report:
+def run(*steps: Step, every_steps: int, epochs: int = 2) -> Report:
     """One training on one trainer, with these faults."""
-    training = Training(seed=1, epochs=2, every_steps=every_steps, keep_last=3, at=0.0)
+    training = Training(seed=1, epochs=epochs, every_steps=every_steps, keep_last=3, at=0.0)
     return Schedule(Plan(1, 1, 1, (training,), steps)).run()
 
 
@@ -27,3 +27,15 @@ def test_a_training_discarded_while_its_end_is_stored_is_cancelled(every_steps: 
     told = "\n".join(report.story)
     assert "CANCELLED" in told
     assert "FAILED" not in told
+
+
+def test_a_training_discarded_between_two_tries_of_an_upload_ends() -> None:
+    """The end of training and the end of the upload come at once, and neither is missed."""
+    report = run(
+        Step(1.5, StoreAway("store", 3.0)),
+        Step(2.4, DiscardedAndResumed("operation 0", 0.2)),
+        every_steps=3,
+        epochs=8,
+    )
+    assert not report.broken, "\n".join(report.story)
+    assert "CANCELLED" in "\n".join(report.story)

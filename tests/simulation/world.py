@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import random
 import secrets
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
@@ -31,6 +33,7 @@ import everstep.calls.async_connection
 import trainer_service.preflight
 import trainer_service.registration
 import trainer_service.server
+import trainer_service.store_patience
 import trainer_service.training_worker
 import trainer_service.uploader
 from checkpoint_store.long_uploads import LATEST_SECONDS, LONG_SECONDS, REUSE_SECONDS, SPARED
@@ -84,6 +87,16 @@ class _NoNotice:
         """There is nothing to see."""
 
 
+def in_no_thread(call: Callable[[], Any]) -> asyncio.Future[Any]:
+    """In the place of `in_own_thread`."""
+    return asyncio.ensure_future(asyncio.to_thread(call))
+
+
+def start_no_thread(thread: threading.Thread) -> None:
+    """In the place of `Thread.start`: when a thread runs is not for the seed to say."""
+    raise AssertionError(f"{thread} is not simulated")
+
+
 def one_by_one(_parallelism: int, items: Iterable[Any], call: Callable[[Any], Any]) -> list[Any]:
     """In the place of `in_parallel`."""
     return [call(item) for item in items]
@@ -131,6 +144,7 @@ def simulated(loop: SimulatedLoop, network: Network, bucket: Bucket, seed: int) 
         (time, "time", lambda: _EPOCH_SECONDS + loop.time()),
         (time, "time_ns", lambda: int((_EPOCH_SECONDS + loop.time()) * 1e9)),
         (time, "sleep", loop.block),
+        (threading.Thread, "start", start_no_thread),
         (secrets, "token_hex", lambda count=16: chance.randbytes(count).hex()),
         (secrets, "token_bytes", chance.randbytes),
         (uuid, "uuid4", lambda: uuid.UUID(bytes=chance.randbytes(16), version=4)),
@@ -164,6 +178,7 @@ def simulated(loop: SimulatedLoop, network: Network, bucket: Bucket, seed: int) 
         (trainer_service.server, "serving", serving),
         (trainer_service.server, "PreemptionNotice", _NoNotice),
         (trainer_service.server, "print", lambda *_, **__: None),
+        (trainer_service.store_patience, "in_own_thread", in_no_thread),
         (trainer_service.training_worker, "LocalTrainingOrchestrator", SimulatedOrchestrator),
         (trainer_service.uploader, "datetime", SimulatedDatetime),
     ]
