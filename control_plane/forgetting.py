@@ -9,8 +9,9 @@ import structlog
 
 from control_plane import times
 from control_plane.attempt_ends import AttemptEnd
-from control_plane.database import attempts, trainers
+from control_plane.database import attempts, deletions, trainers
 from control_plane.database.attempts import AttemptRecord
+from control_plane.database.deletions import Orphan
 from control_plane.database.session import Database
 from control_plane.event_log import EventLog
 from control_plane.late_words import note_late_words, stop_and_hear
@@ -47,33 +48,28 @@ class AttemptForgetter:
         now = times.now()
         known = await self._database.read(trainers.every)
         addresses = {trainer.trainer_id: trainer.address for trainer in known if trainer.alive(now)}
-        over = await self._database.read(attempts.unforgotten, list(addresses), FORGOTTEN_AT_A_TIME)
-        for attempt in over:
+        limit = FORGOTTEN_AT_A_TIME
+        over = await self._database.read(attempts.unforgotten, list(addresses), limit)
+        orphaned = await self._database.read(deletions.orphans, list(addresses), limit)
+        for attempt in (*over, *orphaned):
+            stub = self._channels.stub(addresses[attempt.trainer_id])
             try:
-                await self._forget(attempt, addresses[attempt.trainer_id])
+                if isinstance(attempt, Orphan):
+                    await self._forget_orphan(stub, attempt)
+                else:
+                    await self._forget(stub, attempt)
             except grpc.aio.AioRpcError as failure:
                 _log.info("trainer keeps an attempt", error=error_from_call(failure).message)
 
-    async def _forget(self, attempt: AttemptRecord, address: str) -> None:
-        stub = self._channels.stub(address)
-        operation_id, number = attempt.operation_id, attempt.number
+    async def _forget(self, stub: TrainerServiceAsyncStub, attempt: AttemptRecord) -> None:
         if attempt.ending == AttemptEnd.LOST:
             await self._stop_lost(stub, attempt)
-        try:
-            await stub.ForgetTraining(
-                ForgetTrainingRequest(operation_id=operation_id, attempt=number),
-                timeout=SIDE_CALL_SECONDS,
-            )
-        except grpc.aio.AioRpcError as failure:
-            if error_from_call(failure).reason is not Reason.NOT_FINISHED:
-                raise
-            # It was given up here and runs there: nobody wants its outcome.
-            await stub.CancelTraining(
-                CancelTrainingRequest(operation_id=operation_id, attempt=number, discard=True),
-                timeout=SIDE_CALL_SECONDS,
-            )
-            return
-        await self._database.write(attempts.set_forgotten, operation_id, number)
+        if await _has_forgotten(stub, attempt.operation_id, attempt.number):
+            await self._database.write(attempts.set_forgotten, attempt.operation_id, attempt.number)
+
+    async def _forget_orphan(self, stub: TrainerServiceAsyncStub, orphan: Orphan) -> None:
+        if await _has_forgotten(stub, orphan.operation_id, orphan.number):
+            await self._database.write(deletions.remove_orphan, orphan)
 
     async def _stop_lost(self, stub: TrainerServiceAsyncStub, attempt: AttemptRecord) -> None:
         """It may train still, and have said what nobody has heard."""
@@ -85,3 +81,22 @@ class AttemptForgetter:
             return
         if await self._database.write(note_late_words, attempt.operation_id, attempt.number, words):
             self._log.wake(attempt.operation_id)
+
+
+async def _has_forgotten(stub: TrainerServiceAsyncStub, operation_id: str, number: int) -> bool:
+    """Tells a trainer to forget an attempt; one that it runs still is stopped first."""
+    try:
+        await stub.ForgetTraining(
+            ForgetTrainingRequest(operation_id=operation_id, attempt=number),
+            timeout=SIDE_CALL_SECONDS,
+        )
+    except grpc.aio.AioRpcError as failure:
+        if error_from_call(failure).reason is not Reason.NOT_FINISHED:
+            raise
+        # It was given up here and runs there: nobody wants its outcome.
+        await stub.CancelTraining(
+            CancelTrainingRequest(operation_id=operation_id, attempt=number, discard=True),
+            timeout=SIDE_CALL_SECONDS,
+        )
+        return False
+    return True

@@ -20,7 +20,7 @@ from checkpoint_store.store_clock import store_time
 from control_plane import store_contents, times
 from control_plane.caller import Caller
 from control_plane.checkpoints import Checkpoints
-from control_plane.database import attempts, checkpoints
+from control_plane.database import attempts, checkpoints, deletions
 from control_plane.database.session import Database
 from control_plane.garbage_sweep import Collection, GarbageSweep
 
@@ -80,7 +80,10 @@ class GarbageCollector:
             return await asyncio.to_thread(sweep.run)
 
     async def _abandoned(self, oldest: datetime, dry_run: bool) -> set[str]:
-        """Older manifests of attempts that are over and forgotten, which were never registered."""
+        """Older manifests that were never registered, of attempts that are over and forgotten.
+
+        Or of operations that were deleted: an upload may outlive its attempt, however that ended.
+        """
         listed = await asyncio.to_thread(lambda: list(self._store.list(store_contents.MANIFESTS)))
         old = [info.key for info in listed if info.modified < oldest]
         keys = await self._database.read(_unregistered, old)
@@ -97,6 +100,7 @@ def _unregistered(connection: Connection, keys: list[str]) -> list[str]:
         parts = _MANIFEST_KEY.fullmatch(key)
         if key in registered or parts is None:
             continue
-        if attempts.settled(connection, parts[1], int(parts[2])):
+        deleted = deletions.contains(connection, parts[1])
+        if deleted or attempts.settled(connection, parts[1], int(parts[2])):
             found.append(key)
     return found

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from control_plane import pages, resumption, times
 from control_plane.answered_requests import answered_with, remember_answer
 from control_plane.creation import create_operation, queue_time
-from control_plane.database import attempts, checkpoints, operations
+from control_plane.database import attempts, checkpoints, deletions, operations
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.operations import OperationFilter, OperationRecord
 from control_plane.database.session import Database
@@ -237,6 +237,7 @@ def _delete(connection: Connection, operation_id: str) -> None:
             f"operation {fork.operation_id} begins with a checkpoint of {operation_id}; delete it "
             "when that one has finished",
         )
+    deletions.add(connection, operation_id, times.now())
     if not operations.remove(connection, operation_id, FINAL_STATES):
         raise EverstepError(
             Reason.NOT_FINISHED,

@@ -191,6 +191,24 @@ removals = Table(
     Column("create_time", BigInteger, nullable=False),
 )
 
+# What their attempts may store still is nobody's.
+deleted_operations = Table(
+    "deleted_operations",
+    metadata,
+    Column("operation_id", String(64), primary_key=True),
+    Column("delete_time", BigInteger, nullable=False),
+)
+
+# Of operations that were deleted; each is gone once its trainer keeps nothing of it.
+orphaned_attempts = Table(
+    "orphaned_attempts",
+    metadata,
+    Column("operation_id", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("trainer_id", String(63), nullable=False),
+    Index(None, "trainer_id"),
+)
+
 trainers = Table(
     "trainers",
     metadata,

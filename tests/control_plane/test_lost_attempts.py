@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from checkpoint_store.blobs import BlobStore
@@ -12,13 +14,14 @@ from everstep.control.v1.operations_pb2 import (
     OPERATION_STATE_COMPLETED,
     OPERATION_STATE_FAILED,
     OPERATION_STATE_RUNNING,
+    DeleteOperationRequest,
     OperationEvent,
 )
 from everstep.errors import Reason
 from everstep.trainer.v1.trainer_pb2 import ResumeTrainingRequest, StartTrainingRequest
 from tests.control_plane.conftest import LEASE_SECONDS, Client, StartTrainer, assert_whole, refused
 from tests.control_plane.scripted_trainer import ScriptedTrainer, ScriptedTraining, until
-from tests.control_plane.stored_checkpoints import store_checkpoint
+from tests.control_plane.stored_checkpoints import HOUR, age, collect, manifests, store_checkpoint
 from tests.services.processes import ServiceProcess
 
 
@@ -77,6 +80,35 @@ async def test_a_lost_trainer_is_replaced_and_the_newest_checkpoint_taken(
     training.say(cancelled={})
     await until(lambda: (operation_id, 1) in first.forgotten, "the attempt to be forgotten")
     assert_whole(await client.watch(operation_id))
+
+
+async def test_a_lost_trainer_of_a_deleted_operation_is_stopped_and_cleaned_up_after(
+    client: Client, start_trainer: StartTrainer, store: BlobStore, folder: Path
+) -> None:
+    first = await start_trainer("trainer-1")
+    operation_id = await client.create()
+    training = await first.begun(operation_id)
+    second = await start_trainer("trainer-2")
+    await first.stop()
+    (await second.begun(operation_id, 2)).complete()
+    await client.until_state(operation_id, OPERATION_STATE_COMPLETED)
+    await client.operations.DeleteOperation(DeleteOperationRequest(operation_id=operation_id))
+    await collect(client)
+    store_checkpoint(store, training, 10)
+
+    # It comes back and still trains: nobody wants that any more.
+    await first.start()
+    await until(lambda: training.cancel_requests, "the attempt to be stopped")
+    assert training.cancel_requests[0].discard
+    training.say(cancelled={})
+    await until(lambda: (operation_id, 1) in first.forgotten, "the attempt to be forgotten")
+    age(folder, 2 * HOUR)
+    for _ in range(1000):
+        if (await collect(client)).removed_blobs:
+            break
+        await asyncio.sleep(0.01)
+    assert not manifests(store)
+    assert not list(store.list("blobs/"))
 
 
 async def test_a_trainer_that_does_not_know_the_attempt_has_lost_it(

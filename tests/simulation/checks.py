@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Final
 
+from control_plane import garbage
 from everstep.sdk import (
     CheckpointCommitted,
     EpochCompleted,
@@ -111,6 +113,23 @@ def nothing_stuck(ending: Ending, cluster: Cluster) -> Iterator[str]:
             yield f"nobody asked for {operation_id}"
 
 
+def nothing_lost_to_collection(ending: Ending, cluster: Cluster) -> Iterator[str]:
+    """Also: an hour later nothing is left of an operation that was deleted."""
+    yield from checks.nothing_lost_to_collection(ending)
+    if any(_of_deleted(ending, cluster)):
+        hour = garbage.DEFAULT_GRACE.total_seconds()
+        cluster.loop.run_until_complete(asyncio.sleep(hour))
+        ending.client.collect_garbage(grace=timedelta(0))
+        yield from _of_deleted(ending, cluster)
+
+
+def _of_deleted(ending: Ending, cluster: Cluster) -> Iterator[str]:
+    known = cluster.disk.heads()
+    for info in ending.store.list("operations/"):
+        if info.key.split("/")[1] not in known:
+            yield f"{info.key} is of an operation that was deleted"
+
+
 def _as_in_chaos(check: checks.Check) -> Check:
     return lambda ending, _cluster: check(ending)
 
@@ -122,6 +141,6 @@ PROMISES: Final[dict[str, Check]] = {
     "no half checkpoint": no_half_checkpoint,
     "one runner": one_runner,
     "nothing stuck": nothing_stuck,
-    "nothing lost to clean-up": _as_in_chaos(checks.nothing_lost_to_collection),
+    "nothing lost to clean-up": nothing_lost_to_collection,
     "nothing unpickled": _as_in_chaos(checks.nothing_unpickled),
 }

@@ -18,6 +18,8 @@ from everstep.errors import (
     DeadlineExceeded,
     EverstepError,
     NoCheckpoint,
+    NotFinished,
+    OperationNotFound,
     Reason,
     ResumeConflict,
     Unavailable,
@@ -72,11 +74,13 @@ class Client:
         self.watchers: dict[int, Watcher] = {}
         #: Operations that were cancelled before there was a checkpoint to go on from.
         self.left_cancelled: set[str] = set()
+        #: Operations that were deleted; what others ask of them then is refused.
+        self.deleted: set[str] = set()
         #: What went wrong.
         self.faults: list[str] = []
         self._cluster = cluster
         self._turn = 0
-        self._watching: list[asyncio.Task[None]] = []
+        self._watching: dict[str, asyncio.Task[None]] = {}
 
     @property
     def operation_ids(self) -> list[str]:
@@ -92,7 +96,8 @@ class Client:
         )
         created = await self._asked(lambda at: AsyncConnection(at).ask(call))
         self.watchers[number] = watcher = Watcher(created.operation_id)
-        self._watching.append(asyncio.create_task(watcher.run(AsyncClient(self._address()))))
+        watching = asyncio.create_task(watcher.run(AsyncClient(self._address())))
+        self._watching[watcher.operation_id] = watching
 
     async def cancel_and_resume(self, number: int, seconds: float, *, discard: bool) -> None:
         """Cancels an operation, waits until it has stopped, and lets it go on; perhaps twice."""
@@ -100,15 +105,33 @@ class Client:
             return
         operation_id = self.watchers[number].operation_id
         try:
-            await self._asked(
-                lambda at: (
-                    AsyncClient(at).operation(operation_id).cancel(discard=discard, wait=False)
-                )
-            )
-        except AlreadyFinished:
+            if await self._cancelled(operation_id, discard=discard):
+                await asyncio.sleep(seconds)
+                await self.resume(operation_id)
+        except OperationNotFound:
+            if operation_id not in self.deleted:
+                raise
+
+    async def delete(self, number: int, seconds: float) -> None:
+        """Discards an operation, and deletes it once it has stopped, whoever resumes it."""
+        if number not in self.watchers:
             return
+        operation_id = self.watchers[number].operation_id
         await asyncio.sleep(seconds)
-        await self.resume(operation_id)
+        self.deleted.add(operation_id)
+        while True:
+            try:
+                await self._cancelled(operation_id, discard=True)
+                await self._asked(lambda at: AsyncClient(at).operation(operation_id).delete())
+            except NotFinished:
+                await asyncio.sleep(AGAIN_SECONDS)
+            except OperationNotFound:
+                # The answer of an earlier try was lost, or another client was there first.
+                break
+            else:
+                break
+        self._watching[operation_id].cancel()
+        self.watchers.pop(number, None)
 
     async def resume(self, operation_id: str) -> None:
         """Resumes an operation once it is cancelled; two clients do so at once, and one wins."""
@@ -122,6 +145,8 @@ class Client:
         if all(isinstance(answer, NoCheckpoint) for answer in answers):
             self.left_cancelled.add(operation_id)
         for answer in answers:
+            if isinstance(answer, OperationNotFound) and operation_id in self.deleted:
+                continue
             if isinstance(answer, BaseException) and not isinstance(
                 answer,
                 AlreadyRunning | ResumeConflict | AlreadyCompleted | NoCheckpoint,
@@ -159,6 +184,18 @@ class Client:
             # The store is away, or the control plane; a manifest goes while it is read.
             if error.reason is Reason.INTERNAL:
                 self.faults.append(f"collection: {error}")
+
+    async def _cancelled(self, operation_id: str, *, discard: bool) -> bool:
+        """Tells an operation to stop; False when it had ended."""
+        try:
+            await self._asked(
+                lambda at: (
+                    AsyncClient(at).operation(operation_id).cancel(discard=discard, wait=False)
+                )
+            )
+        except AlreadyFinished:
+            return False
+        return True
 
     async def _resume(self, operation_id: str) -> None:
         request_id = str(uuid.uuid4())

@@ -53,6 +53,10 @@ class Disk:
         rows = self._memory.execute("SELECT operation_id, state, last_sequence FROM operations")
         return {operation_id: (state, last) for operation_id, state, last in rows}
 
+    def has_orphans(self) -> bool:
+        """Whether a trainer may keep an attempt of an operation that was deleted."""
+        return bool(self._memory.execute("SELECT 1 FROM orphaned_attempts LIMIT 1").fetchall())
+
     def attempt_indexes(self) -> dict[str, list[int]]:
         """The indexes of each attempt's events in the log's order, as in `2 of op-1`."""
         found: dict[str, list[int]] = {}

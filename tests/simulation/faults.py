@@ -250,6 +250,13 @@ class DiscardedAndResumed(OperationFault):
         scene.ask(scene.client.cancel_and_resume(self.number, self.seconds, discard=True))
 
 
+class Deleted(OperationFault):
+    kind = "discarded and deleted"
+
+    def inject(self, scene: Scene) -> None:
+        scene.ask(scene.client.delete(self.number, self.seconds))
+
+
 class CheckpointAsked(OperationFault):
     kind = "checkpoint asked"
 
@@ -283,6 +290,7 @@ KINDS: Final[dict[type[Fault], int]] = {
     ControlPlaneReplaced: 2,
     CancelledAndResumed: 2,
     DiscardedAndResumed: 1,
+    Deleted: 1,
     CheckpointAsked: 1,
     GarbageCollected: 1,
 }

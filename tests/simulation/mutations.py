@@ -21,7 +21,7 @@ from control_plane import attempt_log
 from control_plane.assignment import Beginning
 from control_plane.attempt_follower import AttemptFollower
 from control_plane.attempt_log import Stored
-from control_plane.database import attempts, operations
+from control_plane.database import attempts, deletions, operations
 from control_plane.database.attempts import AttemptRecord
 from control_plane.database.operations import OperationRecord
 from control_plane.garbage_sweep import GarbageSweep
@@ -29,7 +29,13 @@ from control_plane.placement import TrainerPool
 from everstep.training.v1.progress_pb2 import TrainingProgress
 from everstep.training.v1.strategy_pb2 import StrategyOverrides
 from tests.simulation.cluster import LEASE_SECONDS
-from tests.simulation.faults import ControlPlaneReplaced, GarbageCollected, LinkLossy, StoreSlow
+from tests.simulation.faults import (
+    ControlPlaneReplaced,
+    Deleted,
+    GarbageCollected,
+    LinkLossy,
+    StoreSlow,
+)
 from tests.simulation.plan import Plan, Step, Training, draw_plan
 
 
@@ -126,6 +132,11 @@ def _collections_beside_uploads(seed: int) -> Plan:
     return _directed(seed, Step(1.5, StoreSlow("store", 6.0)), *collections, control_planes=1)
 
 
+def _deleted_during_an_upload(seed: int) -> Plan:
+    deleted = Step(2.5 + seed / 50, Deleted("operation 0", 0.0))
+    return _directed(seed, Step(1.5, StoreSlow("store", 6.0)), deleted)
+
+
 MUTATIONS: Final = (
     Mutation(
         "words of an attempt that is over are taken",
@@ -160,6 +171,11 @@ MUTATIONS: Final = (
         "a collection takes what is young",
         ((GarbageSweep, "_is_old", lambda *_: True),),
         _collections_beside_uploads,
+    ),
+    Mutation(
+        "deletions are not remembered",
+        ((deletions, "contains", lambda *_: False),),
+        _deleted_during_an_upload,
     ),
     Mutation(
         "an attempt is never given up",

@@ -197,10 +197,10 @@ class Schedule:
     async def _is_quiet(self, scene: Scene) -> bool:
         heads = scene.cluster.disk.heads()
         for watcher in scene.client.watchers.values():
-            state, last_sequence = heads[watcher.operation_id]
+            state, last_sequence = heads.get(watcher.operation_id, ("deleted", 0))
             if state not in FINAL_STATES or watcher.sequence < last_sequence:
                 return False
-        if await self._still_running(scene):
+        if scene.cluster.disk.has_orphans() or await self._still_running(scene):
             return False
         client = self._direct(scene)
         for operation_id, (state, _) in heads.items():
