@@ -51,7 +51,8 @@ class AttemptForgetter:
         limit = FORGOTTEN_AT_A_TIME
         over = await self._database.read(attempts.unforgotten, list(addresses), limit)
         orphaned = await self._database.read(deletions.orphans, list(addresses), limit)
-        for attempt in (*over, *orphaned):
+        kept: list[AttemptRecord | Orphan] = [*over, *orphaned]
+        for attempt in kept:
             stub = self._channels.stub(addresses[attempt.trainer_id])
             try:
                 if isinstance(attempt, Orphan):
