@@ -45,6 +45,8 @@ _log = structlog.get_logger(__name__)
 #: Seconds between tries to reach a trainer: the first, and the longest.
 FIRST_RETRY_SECONDS: Final = 0.1
 LAST_RETRY_SECONDS: Final = 3.0
+#: A lease has ended for certain so long after its end.
+LEASE_END_SECONDS: Final = 0.02
 #: Seconds between stored positions, and the part of the whole after which one is stored earlier:
 #: step metrics come much more often.
 POSITION_SECONDS: Final = 1.0
@@ -123,11 +125,18 @@ class AttemptFollower:
                 )
                 if followed is None or await self._follow_once(followed):
                     return
-                await asyncio.sleep(self._retry_seconds * random.uniform(0.8, 1.2))
-                self._retry_seconds = min(self._retry_seconds * 2, LAST_RETRY_SECONDS)
+                assert followed.trainer is not None
+                await asyncio.sleep(self._pause(followed.trainer))
         finally:
             relaying.cancel()
             await asyncio.gather(relaying, return_exceptions=True)
+
+    def _pause(self, trainer: TrainerRecord) -> float:
+        """The seconds until the next try, which comes no later than the end of the lease."""
+        pause = self._retry_seconds * random.uniform(0.8, 1.2)
+        self._retry_seconds = min(self._retry_seconds * 2, LAST_RETRY_SECONDS)
+        lease = self._parts.leases.remaining_seconds(trainer)
+        return min(pause, max(FIRST_RETRY_SECONDS, lease + LEASE_END_SECONDS))
 
     async def _follow_once(self, followed: Followed) -> bool:
         """Opens the stream and stores what comes; True when the attempt is over."""

@@ -61,6 +61,10 @@ class TrainerLeases:
             return True
         self._notice_absence()
         self._notice_renewals([trainer])
-        _, renewed = self._renewed[trainer.trainer_id]
+        return self.remaining_seconds(trainer) < 0
+
+    def remaining_seconds(self, trainer: TrainerRecord) -> float:
+        """Until the lease of a trainer ends, if it is not heard meanwhile."""
+        _, renewed = self._renewed.get(trainer.trainer_id, (0, time.monotonic()))
         last_chance = max(renewed, self._database.last_trouble())
-        return time.monotonic() > max(last_chance + self.lease_seconds, self._grace_end)
+        return max(last_chance + self.lease_seconds, self._grace_end) - time.monotonic()
